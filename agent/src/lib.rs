@@ -1,0 +1,46 @@
+//! The agent: the one process of the guest that listens to the host, and that may do nothing but listen, judge and ask
+//! init.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`confine`] | gives up every right before the first byte from outside |
+//! | [`server`] | ttrpc: connections, frames, limits, deadlines |
+//! | [`rpc`] | one function a method of the API |
+//! | [`plan`], [`bpf`] | pure: from OCI configurations to the launcher's plans |
+//! | [`agent`], [`container`], [`process`], [`storage`], [`pulls`] | what the sandbox is |
+//! | [`state`] | what of it outlives an agent |
+//! | [`init`] | the edge to PID 1 |
+//!
+//! One thread does all of it; nothing blocks but on every event at once.
+
+pub mod agent;
+pub mod bpf;
+pub mod confine;
+pub mod container;
+mod error;
+pub mod init;
+pub mod plan;
+pub mod process;
+pub mod pulls;
+pub mod rpc;
+pub mod server;
+pub mod state;
+pub mod storage;
+
+pub use error::{AgentError, RpcError};
+
+/// One line on the guest's console: for starts, errors and ends.
+pub fn say(line: &str) {
+    use std::io::Write;
+    // Nothing can be done about a console that does not take it.
+    let _ = std::io::stderr().write_all(format!("nacre-agent: {line}\n").as_bytes());
+}
+
+/// Has the runtime wait for a descriptor.
+///
+/// The constructor is deprecated in favour of an unsafe one, because a type's descriptor could change or be closed while it is
+/// watched. An `OwnedFd` never does either.
+#[allow(deprecated)]
+fn watch(fd: std::os::fd::OwnedFd) -> std::io::Result<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>> {
+    tokio::io::unix::AsyncFd::new(fd)
+}

@@ -1,0 +1,311 @@
+//! A seccomp profile, with its names of system calls, to a program for the kernel.
+//!
+//! The meaning of a profile is libseccomp's, as runc uses it: an entry without arguments decides for its names; conditions
+//! on different arguments must all hold; several on the same argument are alternatives; names that the guest's kernel
+//! does not have are ignored. Numbers beyond all that the profile names fail with ENOSYS where the default is to fail,
+//! so that a library of a newer time falls back instead of giving up.
+
+use super::{PlanError, at_most};
+use crate::bpf::{Action, AssembleError, Clause, Comparison, Condition, Filter};
+use nacre_protocols::host_agent::kata;
+use nacre_protocols::init_launcher::{LIST_MAX, SECCOMP_MAX, Seccomp};
+use std::collections::BTreeMap;
+
+/// `number name` of every 64-bit call of Linux 6.12 on x86-64, a line each.
+const CALLS: &str = include_str!("syscalls_x86_64.txt");
+const EPERM: u32 = 1;
+/// Flags of seccomp(2) that a profile can ask for and that need nobody to answer.
+const FLAG_LOG: u32 = 1 << 1;
+const FLAG_SPEC_ALLOW: u32 = 1 << 2;
+
+pub fn program(profile: &kata::LinuxSeccomp) -> Result<Seccomp, PlanError> {
+    at_most("linux.seccomp.syscalls", profile.syscalls.len(), LIST_MAX)?;
+    at_most("linux.seccomp.flags", profile.flags.len(), LIST_MAX)?;
+    let default = action(&profile.default_action, None)?;
+    let (calls, last) = calls(profile, default)?;
+    let fails = default == Action::errno(EPERM);
+    let filter =
+        Filter { calls, default, beyond: last.filter(|_| fails).map(|last| (last, Action::NO_SUCH_CALL)) };
+    let program = filter.assemble().map_err(|error| match error {
+        AssembleError::TooLong => {
+            PlanError::TooMany { field: "the program of linux.seccomp", limit: SECCOMP_MAX }
+        }
+        AssembleError::NoSuchArgument { argument } => {
+            PlanError::invalid("linux.seccomp.syscalls.args", format!("index {argument} is above 5"))
+        }
+    })?;
+    Ok(Seccomp { program, flags: flags(&profile.flags)? })
+}
+
+type Calls = BTreeMap<u32, Vec<Clause>>;
+
+/// Clauses by number, and the highest number that the profile names.
+fn calls(profile: &kata::LinuxSeccomp, default: Action) -> Result<(Calls, Option<u32>), PlanError> {
+    let numbers = numbers();
+    let mut calls = Calls::new();
+    let mut last = None;
+    let mut total = 0;
+    for entry in &profile.syscalls {
+        let errno = entry.errno_ret.as_ref().map(|kata::linux_syscall::ErrnoRet::Errnoret(errno)| *errno);
+        let action = action(&entry.action, errno)?;
+        let alternatives = alternatives(&entry.args)?;
+        for number in entry.names.iter().filter_map(|name| numbers.get(name.as_str()).copied()) {
+            last = last.max(Some(number));
+            // libseccomp, too, makes no rule of what the default says anyway.
+            if action == default {
+                continue;
+            }
+            let clauses = calls.entry(number).or_default();
+            if clauses.last().is_some_and(|clause| clause.conditions.is_empty()) {
+                continue;
+            }
+            total += alternatives.len();
+            if total > SECCOMP_MAX {
+                let field = "linux.seccomp.syscalls, with their names and conditions,";
+                return Err(PlanError::TooMany { field, limit: SECCOMP_MAX });
+            }
+            clauses.extend(
+                alternatives.iter().map(|conditions| Clause { conditions: conditions.clone(), action }),
+            );
+        }
+    }
+    Ok((calls, last))
+}
+
+fn numbers() -> BTreeMap<&'static str, u32> {
+    let mut numbers = BTreeMap::new();
+    for (name, number) in CALLS.lines().filter_map(parse_line) {
+        numbers.insert(name, number);
+    }
+    numbers
+}
+
+fn parse_line(line: &'static str) -> Option<(&'static str, u32)> {
+    let (number, name) = line.split_once(' ')?;
+    Some((name, number.parse().ok()?))
+}
+
+/// The lists of conditions of which one must hold: a single list, or one for each condition when an argument
+/// comes twice.
+fn alternatives(args: &[kata::LinuxSeccompArg]) -> Result<Vec<Vec<Condition>>, PlanError> {
+    at_most("linux.seccomp.syscalls.args", args.len(), 16)?;
+    let conditions = args.iter().map(condition).collect::<Result<Vec<_>, _>>()?;
+    let mut seen = 0u8;
+    let repeated = conditions.iter().any(|condition| {
+        let bit = 1 << condition.argument;
+        let again = seen & bit != 0;
+        seen |= bit;
+        again
+    });
+    Ok(if repeated {
+        conditions.into_iter().map(|condition| vec![condition]).collect()
+    } else {
+        vec![conditions]
+    })
+}
+
+fn condition(arg: &kata::LinuxSeccompArg) -> Result<Condition, PlanError> {
+    let invalid = |reason: String| PlanError::invalid("linux.seccomp.syscalls.args", reason);
+    let argument = match u8::try_from(arg.index) {
+        Ok(index) if index <= 5 => index,
+        _ => return Err(invalid(format!("index {} is above 5", arg.index))),
+    };
+    let comparison = match arg.op.as_str() {
+        "SCMP_CMP_NE" => Comparison::NotEqual(arg.value),
+        "SCMP_CMP_LT" => Comparison::Less(arg.value),
+        "SCMP_CMP_LE" => Comparison::LessOrEqual(arg.value),
+        "SCMP_CMP_EQ" => Comparison::Equal(arg.value),
+        "SCMP_CMP_GE" => Comparison::GreaterOrEqual(arg.value),
+        "SCMP_CMP_GT" => Comparison::Greater(arg.value),
+        "SCMP_CMP_MASKED_EQ" => Comparison::MaskedEqual { mask: arg.value, value: arg.value_two },
+        other => return Err(invalid(format!("comparison {other:?} is unknown"))),
+    };
+    Ok(Condition { argument, comparison })
+}
+
+fn action(word: &str, errno: Option<u32>) -> Result<Action, PlanError> {
+    Ok(match word {
+        "SCMP_ACT_ALLOW" => Action::ALLOW,
+        "SCMP_ACT_ERRNO" => Action::errno(errno.unwrap_or(EPERM)),
+        "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => Action::KILL_THREAD,
+        "SCMP_ACT_KILL_PROCESS" => Action::KILL_PROCESS,
+        "SCMP_ACT_LOG" => Action::LOG,
+        "SCMP_ACT_TRAP" => Action::trap(0),
+        "SCMP_ACT_TRACE" | "SCMP_ACT_NOTIFY" => {
+            return Err(PlanError::unsupported(format!("seccomp action {word}, which needs a supervisor,")));
+        }
+        _ => return Err(PlanError::invalid("linux.seccomp", format!("action {word:?} is unknown"))),
+    })
+}
+
+fn flags(words: &[String]) -> Result<u32, PlanError> {
+    words.iter().try_fold(0, |flags, word| match word.as_str() {
+        "SECCOMP_FILTER_FLAG_LOG" => Ok(flags | FLAG_LOG),
+        "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => Ok(flags | FLAG_SPEC_ALLOW),
+        // The launcher has one thread, and nobody listens.
+        "SECCOMP_FILTER_FLAG_TSYNC" | "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => Ok(flags),
+        _ => Err(PlanError::invalid("linux.seccomp.flags", format!("{word:?} is unknown"))),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bpf::interpreter::{native, run};
+
+    const READ: u32 = 0;
+    const SOCKET: u32 = 41;
+    const CLONE: u32 = 56;
+    const PERSONALITY: u32 = 135;
+    const CLONE3: u32 = 435;
+    const MSEAL: u32 = 462;
+
+    fn entry(names: &[&str], action: &str, args: &[(u64, &str, u64, u64)]) -> kata::LinuxSyscall {
+        kata::LinuxSyscall {
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            action: action.into(),
+            errno_ret: None,
+            args: args
+                .iter()
+                .map(|(index, op, value, value_two)| kata::LinuxSeccompArg {
+                    index: *index,
+                    value: *value,
+                    value_two: *value_two,
+                    op: (*op).into(),
+                })
+                .collect(),
+        }
+    }
+
+    fn profile(default: &str, syscalls: Vec<kata::LinuxSyscall>) -> kata::LinuxSeccomp {
+        kata::LinuxSeccomp { default_action: default.into(), syscalls, ..Default::default() }
+    }
+
+    #[test]
+    fn the_table_of_calls_is_the_kernels() {
+        let numbers = numbers();
+        assert_eq!(numbers.len(), CALLS.lines().count());
+        for (name, number) in [
+            ("read", READ),
+            ("socket", SOCKET),
+            ("clone", CLONE),
+            ("personality", PERSONALITY),
+            ("execveat", 322),
+            ("pidfd_send_signal", 424),
+            ("clone3", CLONE3),
+            ("mseal", MSEAL),
+        ] {
+            assert_eq!(numbers.get(name), Some(&number), "{name}");
+        }
+    }
+
+    /// The forms that the default profiles of docker and containerd use.
+    #[test]
+    fn a_usual_profile_decides_as_it_says() {
+        let mut no_clone3 = entry(&["clone3"], "SCMP_ACT_ERRNO", &[]);
+        no_clone3.errno_ret = Some(kata::linux_syscall::ErrnoRet::Errnoret(38));
+        let profile = profile(
+            "SCMP_ACT_ERRNO",
+            vec![
+                entry(&["read", "write", "not_yet_invented"], "SCMP_ACT_ALLOW", &[]),
+                entry(&["socket"], "SCMP_ACT_ALLOW", &[(0, "SCMP_CMP_NE", 40, 0)]),
+                entry(&["personality"], "SCMP_ACT_ALLOW", &[(0, "SCMP_CMP_EQ", 0, 0)]),
+                entry(&["personality"], "SCMP_ACT_ALLOW", &[(0, "SCMP_CMP_EQ", 0xffff_ffff, 0)]),
+                entry(&["clone"], "SCMP_ACT_ALLOW", &[(0, "SCMP_CMP_MASKED_EQ", 0x7e02_0000, 0)]),
+                no_clone3,
+            ],
+        );
+        let program = program(&profile).unwrap().program;
+        let allow = Action::ALLOW;
+        let denied = Action::errno(1);
+        let missing = Action::errno(38);
+        for (number, argument, expected) in [
+            (READ, 0, allow),
+            (2, 0, denied),
+            (SOCKET, 2, allow),
+            (SOCKET, 40, denied),
+            (PERSONALITY, 0, allow),
+            (PERSONALITY, 0xffff_ffff, allow),
+            (PERSONALITY, 8, denied),
+            (PERSONALITY, 0x1_0000_0000, denied),
+            (CLONE, 0x0001_0000, allow),
+            (CLONE, 0x1000_0000, denied),
+            (CLONE3, 0, missing),
+            (CLONE3 + 1, 0, missing),
+            (400, 0, denied),
+            (0x4000_0000, 0, missing),
+        ] {
+            let result = run(&program, &native(number, [argument, 0, 0, 0, 0, 0]));
+            assert_eq!(result, expected.value(), "call {number} with {argument:#x}");
+        }
+    }
+
+    #[test]
+    fn conditions_on_one_argument_are_alternatives() {
+        let profile = profile(
+            "SCMP_ACT_KILL_PROCESS",
+            vec![entry(
+                &["socket"],
+                "SCMP_ACT_ALLOW",
+                &[(0, "SCMP_CMP_EQ", 1, 0), (0, "SCMP_CMP_EQ", 2, 0), (1, "SCMP_CMP_EQ", 9, 0)],
+            )],
+        );
+        let program = program(&profile).unwrap().program;
+        for (arguments, allowed) in
+            [([1, 0], true), ([2, 0], true), ([3, 9], true), ([3, 0], false), ([0, 0], false)]
+        {
+            let [first, second] = arguments;
+            let result = run(&program, &native(SOCKET, [first, second, 0, 0, 0, 0]));
+            assert_eq!(result == Action::ALLOW.value(), allowed, "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn a_deny_list_leaves_new_calls_alone() {
+        let profile = profile(
+            "SCMP_ACT_ALLOW",
+            vec![
+                entry(&["clone3"], "SCMP_ACT_TRAP", &[]),
+                entry(&["socket"], "SCMP_ACT_LOG", &[]),
+                entry(&["read"], "SCMP_ACT_KILL", &[]),
+            ],
+        );
+        let program = program(&profile).unwrap().program;
+        for (number, expected) in [
+            (READ, Action::KILL_THREAD),
+            (SOCKET, Action::LOG),
+            (CLONE3, Action::trap(0)),
+            (MSEAL, Action::ALLOW),
+        ] {
+            assert_eq!(run(&program, &native(number, [0; 6])), expected.value(), "{number}");
+        }
+    }
+
+    #[test]
+    fn what_needs_a_supervisor_or_is_unknown_is_refused() {
+        let with_arg = |op, index| {
+            profile("SCMP_ACT_ALLOW", vec![entry(&["read"], "SCMP_ACT_ERRNO", &[(index, op, 0, 0)])])
+        };
+        for (profile, expected) in [
+            (profile("SCMP_ACT_NOTIFY", vec![]), "SCMP_ACT_NOTIFY"),
+            (profile("SCMP_ACT_ALLOW", vec![entry(&["read"], "SCMP_ACT_TRACE", &[])]), "SCMP_ACT_TRACE"),
+            (profile("", vec![]), "action \"\""),
+            (with_arg("SCMP_CMP_EQ", 6), "index 6"),
+            (with_arg("SCMP_CMP_ABOUT", 0), "SCMP_CMP_ABOUT"),
+            (
+                kata::LinuxSeccomp { flags: vec!["FLAG_X".into()], ..profile("SCMP_ACT_ALLOW", vec![]) },
+                "FLAG_X",
+            ),
+        ] {
+            let error = program(&profile).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_profile_that_would_need_much_memory_is_refused() {
+        let names: Vec<&str> = CALLS.lines().filter_map(parse_line).map(|(name, _)| name).collect();
+        let one = entry(&names, "SCMP_ACT_ALLOW", &[(0, "SCMP_CMP_EQ", 1, 0)]);
+        assert!(program(&profile("SCMP_ACT_ERRNO", vec![one; 12])).is_err());
+    }
+}

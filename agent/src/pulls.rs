@@ -1,0 +1,412 @@
+//! Pulls of images, by the puller: started or joined by the host or by the creation of a container, and going on whatever
+//! becomes of who asked.
+//!
+//! The puller runs while there is something to pull and a little longer. When it dies its pulls fail; the next one
+//! starts a new puller.
+
+use crate::agent::Agent;
+use crate::error::RpcError;
+use crate::init::Init;
+use crate::say;
+use nacre_protocols::agent_init::{FailureKind, ReplyBody, RequestBody};
+use nacre_protocols::agent_puller::{
+    Credentials, FRAME_MAX, LAYERS_MAX, PULLS_MAX, Platform, Pull as Order, PullFailure, PullFailureKind,
+    PulledImage, REFERENCE_MAX, Reply, Request,
+};
+use nacre_protocols::frame;
+use nacre_protocols::host_agent::ttrpc::Code;
+use nacre_protocols::names::Sha256;
+use nacre_sys::seqpacket;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Mutex, Notify, watch};
+
+/// How long the puller is kept when it has nothing to do.
+const LINGER: Duration = Duration::from_secs(2);
+/// Most pulls that are remembered, those that go on among them.
+const REMEMBERED_MAX: usize = 64;
+const PULLER_DIED: &str = "the puller ended in the middle of the pull: it reached its memory limit, or made a system \
+                           call that it must not; the guest's console says which";
+
+pub struct Pulls {
+    init: Rc<Init>,
+    /// By the id that the host chose, or that we did.
+    pulls: RefCell<BTreeMap<String, Rc<Pull>>>,
+    puller: RefCell<Option<Rc<Puller>>>,
+    connecting: Mutex<()>,
+    next: Cell<u32>,
+}
+
+pub struct Pull {
+    id: String,
+    number: u32,
+    pub reference: String,
+    pub progress: watch::Sender<Progress>,
+}
+
+/// What is known of a pull.
+#[derive(Debug, Clone, Default)]
+pub struct Progress {
+    /// Goes up with every change.
+    pub version: u64,
+    /// Lowest first; empty until the manifest is verified.
+    pub layers: Vec<Layer>,
+    pub end: Option<Result<PulledImage, PullFailure>>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Layer {
+    pub digest: Sha256,
+    pub size: u64,
+    pub fetched: u64,
+    pub done: bool,
+    pub present: bool,
+}
+
+/// The connection to a running puller.
+struct Puller {
+    socket: AsyncFd<OwnedFd>,
+    /// By the number on the edge.
+    active: RefCell<BTreeMap<u32, Rc<Pull>>>,
+    gone: Notify,
+}
+
+impl Pulls {
+    pub fn new(init: Rc<Init>) -> Self {
+        Self {
+            init,
+            pulls: RefCell::default(),
+            puller: RefCell::default(),
+            connecting: Mutex::new(()),
+            next: Cell::new(0),
+        }
+    }
+
+    pub fn get(&self, id: &str) -> Result<Rc<Pull>, RpcError> {
+        let message = || RpcError::new(Code::NotFound, format!("no pull {id:?}"));
+        self.pulls.borrow().get(id).cloned().ok_or_else(message)
+    }
+
+    /// A pull of the same image that goes on.
+    fn going_on(&self, reference: &str) -> Option<Rc<Pull>> {
+        let pulls = self.pulls.borrow();
+        pulls.values().find(|pull| pull.reference == reference && !pull.has_ended()).cloned()
+    }
+
+    /// What init said: everything that the puller was doing is lost.
+    pub fn puller_exited(&self) {
+        if let Some(puller) = self.puller.borrow_mut().take() {
+            puller.gone.notify_one();
+        }
+    }
+
+    fn add(&self, id: String, reference: &str) -> Result<Rc<Pull>, RpcError> {
+        if reference.is_empty() || reference.len() > REFERENCE_MAX {
+            return Err(RpcError::invalid(format!("a reference has 1 to {REFERENCE_MAX} bytes")));
+        }
+        let mut pulls = self.pulls.borrow_mut();
+        if pulls.values().filter(|pull| !pull.has_ended()).count() >= PULLS_MAX {
+            let message = format!("{PULLS_MAX} pulls are going on, the most at once");
+            return Err(RpcError::new(Code::ResourceExhausted, message));
+        }
+        if pulls.len() >= REMEMBERED_MAX {
+            let oldest = pulls.values().filter(|pull| pull.has_ended()).min_by_key(|pull| pull.number);
+            if let Some(id) = oldest.map(|pull| pull.id.clone()) {
+                pulls.remove(&id);
+            }
+        }
+        let number = self.next.get();
+        self.next.set(number.wrapping_add(1));
+        let (progress, _) = watch::channel(Progress::default());
+        let pull = Pull { id: id.clone(), number, reference: reference.to_owned(), progress };
+        let pull = Rc::new(pull);
+        pulls.insert(id, Rc::clone(&pull));
+        Ok(pull)
+    }
+}
+
+impl Agent {
+    /// Starts a pull, or joins the one of this id.
+    pub fn start_pull(self: &Rc<Self>, id: String, order: Order) -> Result<Rc<Pull>, RpcError> {
+        if self.kept(|kept| kept.sandbox.is_none()) {
+            let message = "no pull before CreateSandbox: the puller has no resolv.conf";
+            return Err(RpcError::new(Code::FailedPrecondition, message));
+        }
+        if let Ok(pull) = self.pulls.get(&id) {
+            if pull.reference == order.reference {
+                return Ok(pull);
+            }
+            let message = format!("pull {id:?} exists, of {:?}", pull.reference);
+            return Err(RpcError::new(Code::AlreadyExists, message));
+        }
+        let pull = self.pulls.add(id, &order.reference)?;
+        let agent = Rc::clone(self);
+        let started = Rc::clone(&pull);
+        tokio::task::spawn_local(async move { agent.run_pull(&started, order).await });
+        Ok(pull)
+    }
+
+    /// The image of this reference: the one that was pulled before, or from a pull that goes on, or from a new one.
+    pub async fn image(self: &Rc<Self>, reference: &str) -> Result<PulledImage, RpcError> {
+        let pull = match self.pulls.going_on(reference) {
+            Some(pull) => pull,
+            None => {
+                if let Some(image) = self.kept(|kept| kept.image(reference).cloned()) {
+                    return Ok(image);
+                }
+                let id = format!("container-{}", self.pulls.next.get());
+                self.start_pull(id, anonymous(reference))?
+            }
+        };
+        match pull.end().await {
+            Ok(image) => Ok(image),
+            Err(failure) => Err(RpcError::new(code(failure.kind), failure.message)),
+        }
+    }
+
+    pub async fn cancel_pull(&self, pull: &Pull) {
+        let puller = self.pulls.puller.borrow().clone();
+        match puller {
+            Some(puller) if puller.active.borrow().contains_key(&pull.number) => {
+                // A puller that does not take it is gone, and so is the pull.
+                let _ = puller.send(&Request::Cancel { id: pull.number }).await;
+            }
+            // It has not begun.
+            _ => pull.ended(Err(failed(PullFailureKind::Cancelled, "the pull was given up"))),
+        }
+    }
+
+    async fn run_pull(self: Rc<Self>, pull: &Rc<Pull>, order: Order) {
+        let begun = self.begin_pull(pull, order).await;
+        if let Err(failure) = begun {
+            pull.ended(Err(failure));
+        }
+        match pull.end().await {
+            Ok(image) => {
+                let remembered = self.change(|kept| kept.remember_image(&pull.reference, image));
+                if remembered.is_err() {
+                    say("a pulled image is not remembered: the next agent would pull it again");
+                }
+            }
+            Err(failure) => say(&format!("pull of {}: {}", pull.reference, failure.message)),
+        }
+    }
+
+    async fn begin_pull(self: &Rc<Self>, pull: &Rc<Pull>, order: Order) -> Result<(), PullFailure> {
+        let puller = self.connect_puller().await?;
+        if pull.has_ended() {
+            return Ok(());
+        }
+        puller.active.borrow_mut().insert(pull.number, Rc::clone(pull));
+        puller.send(&Request::Pull { id: pull.number, pull: Box::new(order) }).await.map_err(|error| {
+            puller.active.borrow_mut().remove(&pull.number);
+            failed(PullFailureKind::Internal, format!("asking the puller: {error}"))
+        })
+    }
+
+    async fn connect_puller(self: &Rc<Self>) -> Result<Rc<Puller>, PullFailure> {
+        let _turn = self.pulls.connecting.lock().await;
+        if let Some(puller) = self.pulls.puller.borrow().as_ref() {
+            return Ok(Rc::clone(puller));
+        }
+        let internal = |message: String| failed(PullFailureKind::Internal, message);
+        let reply = self.pulls.init.ask(RequestBody::ConnectPuller).await.map_err(|failure| {
+            let kind = match failure.kind {
+                FailureKind::DiskFull => PullFailureKind::DiskFull,
+                _ => PullFailureKind::Internal,
+            };
+            failed(kind, failure.message)
+        })?;
+        let socket = match (reply.body, reply.fds.into_iter().next()) {
+            (ReplyBody::Puller, Some(socket)) => socket,
+            _ => return Err(internal("init answered ConnectPuller with what does not fit it".to_owned())),
+        };
+        let puller =
+            Puller::new(socket).map_err(|error| internal(format!("the puller's socket: {error}")))?;
+        let puller = Rc::new(puller);
+        *self.pulls.puller.borrow_mut() = Some(Rc::clone(&puller));
+        let agent = Rc::clone(self);
+        let listener = Rc::clone(&puller);
+        tokio::task::spawn_local(async move {
+            listener.listen().await;
+            let mut current = agent.pulls.puller.borrow_mut();
+            if current.as_ref().is_some_and(|current| Rc::ptr_eq(current, &listener)) {
+                *current = None;
+            }
+            // Dropping the last owner closes the socket, and the puller goes.
+        });
+        Ok(puller)
+    }
+}
+
+impl Pull {
+    pub fn has_ended(&self) -> bool {
+        self.progress.borrow().end.is_some()
+    }
+
+    /// Waits for the end of the pull.
+    pub async fn end(&self) -> Result<PulledImage, PullFailure> {
+        let mut progress = self.progress.subscribe();
+        let end = progress.wait_for(|progress| progress.end.is_some()).await;
+        let end = end.ok().and_then(|progress| progress.end.clone());
+        end.unwrap_or_else(|| Err(failed(PullFailureKind::Internal, "the pull was forgotten")))
+    }
+
+    fn ended(&self, end: Result<PulledImage, PullFailure>) {
+        self.change(|progress| {
+            progress.end.get_or_insert(end);
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Progress)) {
+        self.progress.send_modify(|progress| {
+            change(progress);
+            progress.version += 1;
+        });
+    }
+}
+
+impl Puller {
+    fn new(socket: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok(Self { socket: crate::watch(socket)?, active: RefCell::default(), gone: Notify::new() })
+    }
+
+    async fn send(&self, request: &Request) -> io::Result<()> {
+        let bytes = frame::encode(request, FRAME_MAX).map_err(io::Error::other)?;
+        self.socket.async_io(Interest::WRITABLE, |socket| seqpacket::send(socket, &bytes, &[])).await
+    }
+
+    /// Hears the puller until it is gone or was idle for [`LINGER`]. What was still active has failed then.
+    async fn listen(&self) {
+        let mut buffer = vec![0; FRAME_MAX];
+        loop {
+            let is_idle = self.active.borrow().is_empty();
+            let received = tokio::select! {
+                received = self.receive(&mut buffer) => received,
+                () = self.gone.notified() => None,
+                () = tokio::time::sleep(LINGER), if is_idle => {
+                    // A pull may have come at this very moment.
+                    if self.active.borrow().is_empty() { return }
+                    continue;
+                }
+            };
+            match received {
+                Some(reply) => self.heard(reply),
+                None => break,
+            }
+        }
+        for pull in std::mem::take(&mut *self.active.borrow_mut()).into_values() {
+            pull.ended(Err(failed(PullFailureKind::Internal, PULLER_DIED)));
+        }
+    }
+
+    /// `None` when the puller is gone, or does not keep to the edge: it is not heard any more.
+    async fn receive(&self, buffer: &mut [u8]) -> Option<Reply> {
+        let received =
+            self.socket.async_io(Interest::READABLE, |socket| seqpacket::try_receive(socket, buffer)).await;
+        let (length, _) = received.ok()??;
+        match frame::decode(buffer.get(..length)?, FRAME_MAX) {
+            Ok(reply) => Some(reply),
+            Err(error) => {
+                say(&format!("the puller's frame: {error}"));
+                None
+            }
+        }
+    }
+
+    fn heard(&self, reply: Reply) {
+        let id = match &reply {
+            Reply::Layers { id, .. }
+            | Reply::Progress { id, .. }
+            | Reply::LayerDone { id, .. }
+            | Reply::Done { id, .. }
+            | Reply::Failed { id, .. } => *id,
+        };
+        let Some(pull) = self.active.borrow().get(&id).cloned() else { return };
+        match reply {
+            Reply::Layers { layers, .. } => pull.change(|progress| {
+                let layers = layers.into_iter().take(LAYERS_MAX);
+                progress.layers = layers
+                    .map(|layer| Layer {
+                        digest: layer.digest,
+                        size: layer.size,
+                        fetched: 0,
+                        done: layer.present,
+                        present: layer.present,
+                    })
+                    .collect();
+            }),
+            Reply::Progress { index, fetched, .. } => {
+                pull.change(|progress| {
+                    if let Some(layer) = progress.layers.get_mut(usize::from(index)) {
+                        layer.fetched = fetched;
+                    }
+                });
+            }
+            Reply::LayerDone { index, .. } => pull.change(|progress| {
+                if let Some(layer) = progress.layers.get_mut(usize::from(index)) {
+                    (layer.fetched, layer.done) = (layer.size, true);
+                }
+            }),
+            Reply::Done { image, .. } => {
+                self.active.borrow_mut().remove(&id);
+                pull.ended(if image.layers.len() > LAYERS_MAX {
+                    Err(failed(
+                        PullFailureKind::Limit,
+                        format!("the image has more than {LAYERS_MAX} layers"),
+                    ))
+                } else {
+                    Ok(*image)
+                });
+            }
+            Reply::Failed { failure, .. } => {
+                self.active.borrow_mut().remove(&id);
+                pull.ended(Err(failure));
+            }
+        }
+    }
+}
+
+/// The platform of this guest.
+pub fn native_platform() -> Platform {
+    Platform { os: "linux".to_owned(), architecture: "amd64".to_owned(), variant: String::new() }
+}
+
+fn anonymous(reference: &str) -> Order {
+    Order {
+        reference: reference.to_owned(),
+        platform: native_platform(),
+        credentials: Credentials::Anonymous,
+        insecure: Vec::new(),
+        certificate_authorities: Vec::new(),
+        aliases: Vec::new(),
+    }
+}
+
+fn failed(kind: PullFailureKind, message: impl Into<String>) -> PullFailure {
+    PullFailure { kind, message: message.into() }
+}
+
+fn code(kind: PullFailureKind) -> Code {
+    match kind {
+        PullFailureKind::Reference | PullFailureKind::Platform => Code::InvalidArgument,
+        PullFailureKind::NameResolution | PullFailureKind::Connect | PullFailureKind::Stalled => {
+            Code::Unavailable
+        }
+        PullFailureKind::Unauthorized => Code::PermissionDenied,
+        PullFailureKind::NotFound => Code::NotFound,
+        PullFailureKind::DiskFull | PullFailureKind::Limit => Code::ResourceExhausted,
+        PullFailureKind::Cancelled => Code::Cancelled,
+        PullFailureKind::Tls
+        | PullFailureKind::Digest
+        | PullFailureKind::Malformed
+        | PullFailureKind::Internal => Code::Internal,
+    }
+}

@@ -1,0 +1,211 @@
+//! The additive service: pulls with progress, and figures of the guest's own processes.
+
+use super::{Context, method};
+use crate::error::RpcError;
+use crate::pulls::{Layer, Progress, native_platform};
+use nacre_protocols::agent_init::{ReplyBody, RequestBody};
+use nacre_protocols::agent_puller::{
+    Credentials, HostAlias, Platform, Pull as Order, PullFailure, PullFailureKind, PulledImage,
+};
+use nacre_protocols::host_agent::nacre::{
+    self as wire, BootStage, CancelPullRequest, Failure, Image, ImageLayer, LayerState, ProcessMemory,
+    PullState, Report, ReportRequest, StartPullRequest, WatchPullRequest, failure, pull_state::Stage,
+    sandbox,
+};
+use nacre_protocols::names::{Sha256, is_valid_id};
+
+/// Longest list of registries, certificates or aliases, in entries.
+const LIST_MAX: usize = 64;
+/// Longest name or word, and longest secret, in bytes.
+const WORD_MAX: usize = 256;
+const SECRET_MAX: usize = 16 * 1024;
+
+method!(start_pull, sandbox::StartPull, start);
+method!(watch_pull, sandbox::WatchPull, watch);
+method!(cancel_pull, sandbox::CancelPull, cancel);
+method!(report, sandbox::GetReport, get_report);
+
+async fn start(context: Context, request: StartPullRequest) -> Result<PullState, RpcError> {
+    let id = request.id.clone();
+    if !is_valid_id(&id) {
+        return Err(RpcError::invalid(format!("id {id:?} is not a valid name")));
+    }
+    let pull = context.agent.start_pull(id, order(request)?)?;
+    let progress = pull.progress.borrow();
+    Ok(state(&progress))
+}
+
+async fn watch(context: Context, request: WatchPullRequest) -> Result<PullState, RpcError> {
+    let pull = context.agent.pulls.get(&request.id)?;
+    let mut progress = pull.progress.subscribe();
+    let changed = |progress: &Progress| progress.version > request.after || progress.end.is_some();
+    match progress.wait_for(changed).await {
+        Ok(progress) => Ok(state(&progress)),
+        Err(_) => Err(RpcError::internal("the pull was forgotten")),
+    }
+}
+
+async fn cancel(context: Context, request: CancelPullRequest) -> Result<PullState, RpcError> {
+    let pull = context.agent.pulls.get(&request.id)?;
+    if !pull.has_ended() {
+        context.agent.cancel_pull(&pull).await;
+        let _ = pull.end().await;
+    }
+    let progress = pull.progress.borrow();
+    Ok(state(&progress))
+}
+
+async fn get_report(context: Context, _: ReportRequest) -> Result<Report, RpcError> {
+    let reply = context.agent.init.ask(RequestBody::Report).await?;
+    let ReplyBody::Report(processes) = reply.body else {
+        return Err(RpcError::unfitting("Report"));
+    };
+    let welcome = &context.agent.welcome;
+    let memory = |process: nacre_protocols::agent_init::ProcessReport| ProcessMemory {
+        name: process.name,
+        pid: process.pid,
+        resident_kib: process.resident_kib,
+        anonymous_kib: process.anonymous_kib,
+    };
+    let stage = |(name, end_us): &(String, u64)| BootStage { name: name.clone(), end_us: *end_us };
+    Ok(Report {
+        boot: welcome.boot.iter().map(stage).collect(),
+        processes: processes.into_iter().map(memory).collect(),
+        agent_generation: welcome.generation,
+    })
+}
+
+/// A checked order for the puller.
+fn order(request: StartPullRequest) -> Result<Order, RpcError> {
+    for (field, length) in [
+        ("insecure", request.insecure.len()),
+        ("certificate_authorities", request.certificate_authorities.len()),
+        ("aliases", request.aliases.len()),
+    ] {
+        if length > LIST_MAX {
+            return Err(RpcError::invalid(format!("{field}: more than {LIST_MAX} entries")));
+        }
+    }
+    if request.insecure.iter().any(|registry| registry.len() > WORD_MAX) {
+        return Err(RpcError::invalid(format!("insecure: a name longer than {WORD_MAX} bytes")));
+    }
+    Ok(Order {
+        reference: request.reference,
+        platform: request.platform.map_or_else(native_platform, platform),
+        credentials: credentials(request.credentials)?,
+        insecure: request.insecure,
+        certificate_authorities: request.certificate_authorities,
+        aliases: request.aliases.into_iter().map(alias).collect::<Result<_, _>>()?,
+    })
+}
+
+fn platform(platform: wire::Platform) -> Platform {
+    let native = native_platform();
+    let or = |given: String, default: String| if given.is_empty() { default } else { given };
+    Platform {
+        os: or(platform.os, native.os),
+        architecture: or(platform.architecture, native.architecture),
+        variant: platform.variant,
+    }
+}
+
+fn credentials(given: Option<wire::Credentials>) -> Result<Credentials, RpcError> {
+    let Some(wire::Credentials { user, password, identity_token }) = given else {
+        return Ok(Credentials::Anonymous);
+    };
+    if [&user, &password, &identity_token].iter().any(|secret| secret.len() > SECRET_MAX) {
+        return Err(RpcError::invalid(format!("credentials: longer than {SECRET_MAX} bytes")));
+    }
+    Ok(if !identity_token.is_empty() {
+        Credentials::IdentityToken(identity_token)
+    } else if user.is_empty() && password.is_empty() {
+        Credentials::Anonymous
+    } else {
+        Credentials::Basic { user, password }
+    })
+}
+
+fn alias(alias: wire::HostAlias) -> Result<HostAlias, RpcError> {
+    if alias.host.is_empty() || alias.host.len() > WORD_MAX {
+        return Err(RpcError::invalid(format!("aliases: a host has 1 to {WORD_MAX} bytes")));
+    }
+    match alias.address.parse() {
+        Ok(address) => Ok(HostAlias { host: alias.host, address }),
+        Err(_) => Err(RpcError::invalid(format!("aliases: {:?} is no address", alias.address))),
+    }
+}
+
+fn state(progress: &Progress) -> PullState {
+    let (stage, image, failure) = match &progress.end {
+        None if progress.layers.is_empty() => (Stage::Resolving, None, None),
+        None => (Stage::Fetching, None, None),
+        Some(Ok(image)) => (Stage::Done, Some(described(image)), None),
+        Some(Err(failure)) => (Stage::Failed, None, Some(failed(failure))),
+    };
+    PullState {
+        version: progress.version,
+        stage: stage.into(),
+        layers: progress.layers.iter().map(layer).collect(),
+        image,
+        failure,
+    }
+}
+
+fn layer(layer: &Layer) -> LayerState {
+    LayerState {
+        digest: digest(layer.digest),
+        size: layer.size,
+        fetched: layer.fetched,
+        done: layer.done,
+        present: layer.present,
+    }
+}
+
+fn described(image: &PulledImage) -> Image {
+    let layer = |layer: &nacre_protocols::agent_puller::PulledLayer| ImageLayer {
+        diff_id: digest(layer.diff_id),
+        compressed: layer.compressed,
+        tar: layer.tar,
+    };
+    let process = image.process.clone();
+    Image {
+        reference: image.reference.clone(),
+        manifest: digest(image.manifest),
+        root: digest(image.root),
+        config: digest(image.config),
+        layers: image.layers.iter().map(layer).collect(),
+        entrypoint: process.entrypoint,
+        command: process.command,
+        env: process.env,
+        working_directory: process.working_directory,
+        user: process.user,
+        stop_signal: process.stop_signal,
+        volumes: process.volumes,
+        exposed_ports: process.exposed_ports,
+    }
+}
+
+fn digest(digest: Sha256) -> String {
+    format!("sha256:{digest}")
+}
+
+fn failed(why: &PullFailure) -> Failure {
+    use failure::Kind;
+    let kind = match why.kind {
+        PullFailureKind::Reference => Kind::Reference,
+        PullFailureKind::NameResolution => Kind::NameResolution,
+        PullFailureKind::Connect => Kind::Connect,
+        PullFailureKind::Tls => Kind::Tls,
+        PullFailureKind::Unauthorized => Kind::Unauthorized,
+        PullFailureKind::NotFound => Kind::NotFound,
+        PullFailureKind::Digest => Kind::Digest,
+        PullFailureKind::Platform => Kind::Platform,
+        PullFailureKind::Limit => Kind::Limit,
+        PullFailureKind::Stalled => Kind::Stalled,
+        PullFailureKind::DiskFull => Kind::DiskFull,
+        PullFailureKind::Malformed => Kind::Malformed,
+        PullFailureKind::Cancelled => Kind::Cancelled,
+        PullFailureKind::Internal => Kind::Internal,
+    };
+    Failure { kind: kind.into(), message: why.message.clone() }
+}

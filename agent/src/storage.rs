@@ -1,0 +1,231 @@
+//! Storages: what the host wants mounted in the sandbox before a container, or for all of them.
+
+use crate::agent::Agent;
+use crate::error::RpcError;
+use nacre_protocols::agent_init::RequestBody;
+use nacre_protocols::host_agent::kata::Storage;
+use nacre_protocols::init_launcher::{MountAttributes, Plan, StorageStep};
+use nacre_protocols::names::KATA_RUN_DIR;
+
+/// Driver of an image that the guest pulls itself.
+pub const GUEST_PULL: &str = "image_guest_pull";
+/// What [`step`] understands, and [`GUEST_PULL`].
+pub const DRIVERS: [&str; 4] = ["virtio-fs", "ephemeral", "local", GUEST_PULL];
+/// Most storages of one request, and longest list of options of one.
+const STORAGES_MAX: usize = 128;
+const OPTIONS_MAX: usize = 64;
+/// Of a directory, where the host gives none.
+const DIRECTORY_MODE: u32 = 0o777;
+
+impl Agent {
+    /// Mounts what is not yet mounted and counts `container` as a user of each mount point; with `None` they belong to the
+    /// sandbox and stay. Gives the mount points, also of those that failed, so that they can be given back.
+    pub async fn mount_storages(
+        &self,
+        storages: &[&Storage],
+        container: Option<&str>,
+    ) -> Result<(), RpcError> {
+        if storages.len() > STORAGES_MAX {
+            return Err(RpcError::invalid(format!("storages: more than {STORAGES_MAX}")));
+        }
+        let steps = storages.iter().map(|storage| step(storage)).collect::<Result<Vec<_>, _>>()?;
+        let _turn = self.mounting.lock().await;
+        for (storage, step) in storages.iter().zip(steps) {
+            let is_mounted = self.use_mount(storage, container)?;
+            if !is_mounted && let Err(error) = self.apply(vec![step]).await {
+                self.unmount(&storage.mount_point).await;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the user before the mount is asked for, so that an agent that dies in between leaves a trace of it. True when
+    /// it was mounted already.
+    fn use_mount(&self, storage: &Storage, container: Option<&str>) -> Result<bool, RpcError> {
+        self.change(|kept| {
+            let is_mounted = kept.mounts.contains_key(&storage.mount_point);
+            let mount = kept.mounts.entry(storage.mount_point.clone()).or_default();
+            mount.stays |= storage.shared || container.is_none();
+            if let Some(container) = container.and_then(|id| kept.containers.get_mut(id))
+                && !container.mounts.contains(&storage.mount_point)
+            {
+                mount.users += 1;
+                container.mounts.push(storage.mount_point.clone());
+            }
+            is_mounted
+        })
+    }
+
+    /// Gives back what a container used; unmounts what nobody else does.
+    pub async fn release_storages(&self, mount_points: &[String]) {
+        let _turn = self.mounting.lock().await;
+        for mount_point in mount_points {
+            let unused = self.change(|kept| match kept.mounts.get_mut(mount_point) {
+                Some(mount) => {
+                    mount.users = mount.users.saturating_sub(1);
+                    mount.users == 0 && !mount.stays
+                }
+                None => false,
+            });
+            if unused == Ok(true) {
+                self.unmount(mount_point).await;
+            }
+        }
+    }
+
+    async fn unmount(&self, mount_point: &str) {
+        let step = StorageStep::Unmount { mount_point: mount_point.to_owned() };
+        match self.apply(vec![step]).await {
+            Ok(()) => {
+                let _ = self.change(|kept| kept.mounts.remove(mount_point));
+            }
+            Err(error) => crate::say(&format!("{mount_point} stays mounted: {}", error.message)),
+        }
+    }
+
+    /// Has a launcher apply `steps`, all or up to the first that fails.
+    pub async fn apply(&self, steps: Vec<StorageStep>) -> Result<(), RpcError> {
+        if steps.is_empty() {
+            return Ok(());
+        }
+        self.init.ask_with_plan(RequestBody::Storage, &Plan::Storage(steps)).await?;
+        Ok(())
+    }
+}
+
+/// A checked step for the launcher.
+fn step(storage: &Storage) -> Result<StorageStep, RpcError> {
+    let mount_point = beneath_run_dir(&storage.mount_point)?;
+    if storage.fs_group.is_some() {
+        return Err(RpcError::unsupported(format!("storage {mount_point}: fs_group")));
+    }
+    if storage.options.len() > OPTIONS_MAX {
+        return Err(RpcError::invalid(format!("storage {mount_point}: more than {OPTIONS_MAX} options")));
+    }
+    match (storage.driver.as_str(), storage.fstype.as_str()) {
+        ("virtio-fs", _) => virtio_fs(storage, mount_point),
+        ("ephemeral", "" | "tmpfs") => {
+            let (data, attributes) = tmpfs_options(&storage.options);
+            Ok(StorageStep::Tmpfs { mount_point, data, attributes })
+        }
+        ("local", _) => Ok(StorageStep::Directory { mode: mode(&storage.options)?, path: mount_point }),
+        (driver, fstype) => Err(RpcError::unsupported(format!(
+            "storage {mount_point}: driver {driver:?} with file system {fstype:?}"
+        ))),
+    }
+}
+
+fn virtio_fs(storage: &Storage, mount_point: String) -> Result<StorageStep, RpcError> {
+    let tag = storage.source.clone();
+    if tag.is_empty() || tag.len() > 36 {
+        let message = format!("storage {mount_point}: a virtio-fs tag has 1 to 36 bytes, not {tag:?}");
+        return Err(RpcError::invalid(message));
+    }
+    let read_only = storage.options.iter().any(|option| option == "ro");
+    Ok(StorageStep::VirtioFs { tag, mount_point, read_only })
+}
+
+/// Options for the file system itself, and those for the mount.
+fn tmpfs_options(options: &[String]) -> (Vec<String>, MountAttributes) {
+    let mut attributes = MountAttributes::default();
+    let mut data = Vec::new();
+    for option in options {
+        match option.as_str() {
+            "ro" => attributes.read_only = true,
+            "nosuid" => attributes.no_suid = true,
+            "nodev" => attributes.no_dev = true,
+            "noexec" => attributes.no_exec = true,
+            "" | "rw" | "relatime" | "defaults" => {}
+            // A group for the files of a volume, which tmpfs calls otherwise.
+            option => match option.strip_prefix("fsgid=") {
+                Some(group) => data.push(format!("gid={group}")),
+                None => data.push(option.to_owned()),
+            },
+        }
+    }
+    (data, attributes)
+}
+
+/// Of a directory; it has no other option.
+fn mode(options: &[String]) -> Result<u32, RpcError> {
+    let mut mode = DIRECTORY_MODE;
+    for option in options {
+        let Some(octal) = option.strip_prefix("mode=") else {
+            return Err(RpcError::unsupported(format!("storage option {option:?} of a directory")));
+        };
+        mode = u32::from_str_radix(octal, 8)
+            .ok()
+            .filter(|mode| *mode <= 0o7777)
+            .ok_or_else(|| RpcError::invalid(format!("storage option {option:?} is no mode")))?;
+    }
+    Ok(mode)
+}
+
+fn beneath_run_dir(path: &str) -> Result<String, RpcError> {
+    let path = path.trim_end_matches('/');
+    let rest = path.strip_prefix(KATA_RUN_DIR).and_then(|rest| rest.strip_prefix('/'));
+    let plain = rest.is_some_and(|rest| {
+        !rest.contains('\0') && rest.split('/').all(|part| !matches!(part, "" | "." | ".."))
+    });
+    if plain && path.len() < nacre_protocols::init_launcher::PATH_MAX {
+        Ok(path.to_owned())
+    } else {
+        Err(RpcError::invalid(format!("storage: mount point {path:?} is not beneath {KATA_RUN_DIR}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nacre_protocols::host_agent::ttrpc::Code;
+
+    fn storage(driver: &str, mount_point: &str, options: &[&str]) -> Storage {
+        Storage {
+            driver: driver.into(),
+            source: "kataShared".into(),
+            mount_point: mount_point.into(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_storages_of_a_pod_become_steps() {
+        let shared = storage("virtio-fs", "/run/kata-containers/shared/containers/", &["nodev"]);
+        let expected = StorageStep::VirtioFs {
+            tag: "kataShared".into(),
+            mount_point: "/run/kata-containers/shared/containers".into(),
+            read_only: false,
+        };
+        assert_eq!(step(&shared), Ok(expected));
+        let shm = "/run/kata-containers/sandbox/shm";
+        let options = ["noexec", "nosuid", "nodev", "mode=1777", "size=67108864"];
+        let expected = StorageStep::Tmpfs {
+            mount_point: shm.into(),
+            data: vec!["mode=1777".into(), "size=67108864".into()],
+            attributes: MountAttributes { no_exec: true, no_suid: true, no_dev: true, ..Default::default() },
+        };
+        assert_eq!(step(&storage("ephemeral", shm, &options)), Ok(expected));
+        let local = "/run/kata-containers/sandbox/storage/x";
+        let expected = StorageStep::Directory { path: local.into(), mode: 0o750 };
+        assert_eq!(step(&storage("local", local, &["mode=0750"])), Ok(expected));
+    }
+
+    #[test]
+    fn other_places_and_drivers_are_refused_by_name() {
+        let good = "/run/kata-containers/sandbox/x";
+        for (driver, mount_point, options, code, text) in [
+            ("virtio-fs", "/etc", &[][..], Code::InvalidArgument, "/etc"),
+            ("virtio-fs", "/run/kata-containers", &[], Code::InvalidArgument, "mount point"),
+            ("virtio-fs", "/run/kata-containers/../nacre", &[], Code::InvalidArgument, ".."),
+            ("local", good, &["mode=9"], Code::InvalidArgument, "mode=9"),
+            ("local", good, &["mode=0777", "fsgid=5"], Code::Unimplemented, "fsgid=5"),
+            ("blk", good, &[], Code::Unimplemented, "\"blk\""),
+        ] {
+            let error = step(&storage(driver, mount_point, options)).unwrap_err();
+            assert_eq!(error.code, code, "{driver} {mount_point}");
+            assert!(error.message.contains(text), "{}", error.message);
+        }
+    }
+}

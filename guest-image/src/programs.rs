@@ -1,0 +1,106 @@
+//! Compiling the guest programs: static, small, and the same bytes wherever the checkout lies.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::Error;
+
+/// The only target whose static binaries Debian's own C library makes without another toolchain.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+const PROFILE: &str = "guest";
+
+/// A guest program: its package, which is also the name of its binary, and how large it may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Program {
+    pub name: &'static str,
+    pub size_budget_bytes: u64,
+}
+
+/// What is compiled for the guest. The budgets are for the bare file, before the image compresses it.
+pub const PROGRAMS: [Program; 4] = [
+    Program { name: "nacre-init", size_budget_bytes: 3 << 19 },
+    Program { name: "nacre-agent", size_budget_bytes: 2 << 20 },
+    Program { name: "nacre-launcher", size_budget_bytes: 3 << 19 },
+    Program { name: "nacre-puller", size_budget_bytes: 6 << 20 },
+];
+
+/// The folder in which cargo put the binaries.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    folder: PathBuf,
+}
+
+impl Programs {
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
+/// Compiles all guest programs of the workspace at `root`; cargo's messages go to stderr.
+///
+/// `target` is cargo's target directory. Nothing of the caller's `RUSTFLAGS` gets into the guest.
+pub fn compile(root: &Path, target: &Path) -> Result<Programs, Error> {
+    let maps = path_maps(root, target);
+    // One by one: compiled together, each program would get the features of the libraries that any of them asks for.
+    for program in PROGRAMS {
+        cargo_build(program.name, root, target, &maps)?;
+    }
+    Ok(Programs { folder: target.join(TARGET).join(PROFILE) })
+}
+
+fn cargo_build(package: &str, root: &Path, target: &Path, maps: &[(PathBuf, &str)]) -> Result<(), Error> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let stderr =
+        io::stderr().as_fd().try_clone_to_owned().map_err(Error::io("cannot duplicate", "stderr"))?;
+    let status = Command::new(&cargo)
+        .current_dir(root)
+        .args(["build", "--locked", "--profile", PROFILE, "--target", TARGET, "--package", package])
+        .env_remove("RUSTFLAGS")
+        .env("CARGO_TARGET_DIR", target)
+        .env("CARGO_ENCODED_RUSTFLAGS", rust_flags(maps))
+        .env(format!("CFLAGS_{}", TARGET.replace('-', "_")), c_flags(maps))
+        .stdin(Stdio::null())
+        .stdout(stderr)
+        .status()
+        .map_err(|source| Error::Start { program: cargo.to_string_lossy().into_owned(), source })?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(Error::Failed {
+            program: format!("cargo build --package {package}"),
+            status,
+            detail: String::new(),
+        })
+    }
+}
+
+/// Paths of this machine and what stands for them in the binaries. The last match wins.
+fn path_maps(root: &Path, target: &Path) -> Vec<(PathBuf, &'static str)> {
+    let home = |name: &str, default: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(default)))
+    };
+    let mut maps = Vec::new();
+    if let Some(cargo) = home("CARGO_HOME", ".cargo") {
+        maps.push((cargo, "/cargo"));
+    }
+    maps.push((root.to_owned(), "/nacre"));
+    maps.push((target.to_owned(), "/target"));
+    maps
+}
+
+fn rust_flags(maps: &[(PathBuf, &str)]) -> String {
+    // Static, and still position-independent: the programs' addresses are random.
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+    flags.extend(maps.iter().map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())));
+    flags.join("\x1f")
+}
+
+fn c_flags(maps: &[(PathBuf, &str)]) -> String {
+    let flags: Vec<String> =
+        maps.iter().map(|(from, to)| format!("-ffile-prefix-map={}={to}", from.display())).collect();
+    flags.join(" ")
+}

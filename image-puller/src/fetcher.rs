@@ -1,0 +1,122 @@
+//! The fetcher's loop: requests of the agent in, a thread for each pull, events out.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nacre_protocols::agent_puller::{
+    FRAME_MAX, MESSAGE_MAX, PULLS_MAX, Pull, PullFailure, PullFailureKind, Reply, Request,
+};
+use nacre_protocols::frame::{self, FrameError};
+use nacre_sys::seqpacket;
+use rustix::net::SendFlags;
+
+use crate::pull::{self, Context, Event, PullError};
+use crate::registry::transport::Cancel;
+
+#[derive(Debug, thiserror::Error)]
+pub enum FetcherError {
+    #[error("cannot receive from the agent: {0}")]
+    Receive(io::Error),
+    #[error("request of the agent: {0}")]
+    Frame(#[from] FrameError),
+    #[error("request of the agent: {0}")]
+    Protocol(&'static str),
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+}
+
+type Active = Arc<Mutex<HashMap<u32, Cancel>>>;
+
+/// Serves the agent until its end closes. What is under way then ends with the process.
+pub fn serve(agent: OwnedFd, context: Context) -> Result<(), FetcherError> {
+    let context = Arc::new(context);
+    let answers = context.clone();
+    spawn(move || answers.indexer.receive())?;
+    let agent = Arc::new(agent);
+    let active = Active::default();
+    let mut buffer = vec![0; FRAME_MAX];
+    while let Some((length, _)) = seqpacket::receive(&*agent, &mut buffer).map_err(FetcherError::Receive)? {
+        match frame::decode(buffer.get(..length).unwrap_or_default(), FRAME_MAX)? {
+            Request::Pull { id, pull } => {
+                let cancel = admit(&active, id)?;
+                let (agent, context, active) = (agent.clone(), context.clone(), active.clone());
+                spawn(move || answer(&agent, &context, &active, id, &pull, &cancel))?;
+            }
+            // One that is not known has just ended: its end is on the way.
+            Request::Cancel { id } => {
+                if let Some(cancel) = lock(&active).get(&id) {
+                    cancel.set();
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn admit(active: &Active, id: u32) -> Result<Cancel, FetcherError> {
+    let mut active = lock(active);
+    if active.len() >= PULLS_MAX {
+        return Err(FetcherError::Protocol("more pulls at once than allowed"));
+    }
+    let cancel = Cancel::default();
+    match active.insert(id, cancel.clone()) {
+        Some(_) => Err(FetcherError::Protocol("a second pull under an id that is still in use")),
+        None => Ok(cancel),
+    }
+}
+
+fn answer(agent: &OwnedFd, context: &Context, active: &Active, id: u32, request: &Pull, cancel: &Cancel) {
+    let report = |event| match event {
+        Event::Layers(layers) => send(agent, &Reply::Layers { id, layers }),
+        Event::Progress { index, fetched } => send_if_room(agent, &Reply::Progress { id, index, fetched }),
+        Event::LayerDone { index } => send(agent, &Reply::LayerDone { id, index }),
+    };
+    let outcome = pull::pull(context, request, cancel, &report);
+    lock(active).remove(&id);
+    let reply = match outcome {
+        Ok(image) => Reply::Done { id, image: Box::new(image) },
+        Err(error) => Reply::Failed { id, failure: failure(&error) },
+    };
+    match frame::encode(&reply, FRAME_MAX) {
+        Ok(_) => send(agent, &reply),
+        // Of all replies only an image's configuration can be that large.
+        Err(_) => {
+            let message = format!("configuration of the image is larger than a frame of {FRAME_MAX} bytes");
+            send(
+                agent,
+                &Reply::Failed { id, failure: PullFailure { kind: PullFailureKind::Limit, message } },
+            );
+        }
+    }
+}
+
+fn failure(error: &PullError) -> PullFailure {
+    let mut message = error.to_string();
+    let end = (0..=MESSAGE_MAX.min(message.len())).rev().find(|&end| message.is_char_boundary(end));
+    message.truncate(end.unwrap_or_default());
+    PullFailure { kind: error.kind(), message }
+}
+
+/// An agent that is gone is noticed by who receives.
+fn send(agent: &OwnedFd, reply: &Reply) {
+    if let Ok(frame) = frame::encode(reply, FRAME_MAX) {
+        let _ = seqpacket::send(agent, &frame, &[]);
+    }
+}
+
+/// Progress that the agent has no time for is not worth waiting.
+fn send_if_room(agent: &OwnedFd, reply: &Reply) {
+    if let Ok(frame) = frame::encode(reply, FRAME_MAX) {
+        let _ = rustix::net::send(agent, &frame, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    }
+}
+
+fn spawn(work: impl FnOnce() + Send + 'static) -> Result<(), FetcherError> {
+    std::thread::Builder::new().spawn(work).map(drop).map_err(FetcherError::Thread)
+}
+
+fn lock(active: &Active) -> std::sync::MutexGuard<'_, HashMap<u32, Cancel>> {
+    active.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,17 @@
+//! The puller: fetches an image, checks every byte against its digest, and lays its layers into the store.
+//!
+//! Two processes of one binary. The *fetcher* ([`fetcher`]) has the network and the store and reads no archive;
+//! the *indexer* ([`indexer`]) reads archives and has nothing but the descriptors it is handed.
+
+pub mod config;
+pub mod confine;
+pub mod digest;
+pub mod fetcher;
+pub mod index_client;
+pub mod indexer;
+pub mod layer;
+pub mod manifest;
+pub mod pull;
+pub mod reference;
+pub mod registry;
+pub mod store;

@@ -1,0 +1,426 @@
+//! One pull, from a reference to an image in the store: manifest, config, layers, each byte checked on its way.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nacre_protocols::agent_puller::{
+    self as edge, LayerToPull, Pull, PullFailureKind, PulledImage, PulledLayer,
+};
+use nacre_protocols::fetcher_indexer::{Compression as PipeCompression, IndexFailureKind, LAYERS_AT_ONCE};
+use nacre_protocols::names::Sha256;
+
+use crate::config::{ConfigDocument, ConfigError};
+use crate::digest::Digest;
+use crate::index_client::{IndexClient, IndexError};
+use crate::manifest::{Compression, Document, ImageManifest, Layer, ManifestError, Platform};
+use crate::reference::{Reference, ReferenceError};
+use crate::registry::auth::Credentials;
+use crate::registry::dns::ResolveError;
+use crate::registry::retry::RetryPolicy;
+use crate::registry::tls::{Trust, TrustError};
+use crate::registry::transport::{Cancel, Connector, Timeouts, TransportError};
+use crate::registry::{Access, Blob, FetchedManifest, Registry, RegistryError};
+use crate::store::{Claim, Store, StoreError};
+
+/// Longest tar of a layer in bytes.
+pub const TAR_BYTES_MAX: u64 = 64 << 30;
+/// Bytes that go from the network to the indexer at once.
+const BUFFER_BYTES: usize = 128 << 10;
+/// Shortest time between two reports of one layer's progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What all pulls share.
+pub struct Context {
+    pub store: Store,
+    pub indexer: IndexClient,
+    pub timeouts: Timeouts,
+    pub retry: RetryPolicy,
+    pub resolv_conf: PathBuf,
+}
+
+/// What happens meanwhile.
+#[derive(Debug)]
+pub enum Event {
+    Layers(Vec<LayerToPull>),
+    Progress { index: u16, fetched: u64 },
+    LayerDone { index: u16 },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    #[error("image name: {0}")]
+    Reference(#[from] ReferenceError),
+    #[error("request: {0}")]
+    Trust(#[from] TrustError),
+    #[error("{0}")]
+    Registry(#[from] RegistryError),
+    #[error("{what} {source}")]
+    Manifest { what: String, source: ManifestError },
+    #[error("{what} is an index inside an index")]
+    NestedIndex { what: String },
+    #[error("image {reference} is not made for {wanted}; there is {found}")]
+    Platform { reference: String, wanted: String, found: String },
+    #[error("{what} {source}")]
+    Config { what: String, source: ConfigError },
+    #[error("{what}: {source}")]
+    Index { what: String, source: IndexError },
+    #[error(
+        "{what}: digest mismatch of the unpacked layer: expected {expected} (config rootfs.diff_ids), got {got}"
+    )]
+    DiffId { what: String, expected: Digest, got: Digest },
+    #[error("{what}: scratch disk is full: {used} of {total} bytes used")]
+    DiskFull { what: String, used: u64, total: u64 },
+    #[error("{what}: {source}")]
+    Store { what: String, source: StoreError },
+    #[error("{what}: cannot start a thread: {source}")]
+    Thread { what: String, source: io::Error },
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// Pulls one image. `report` is called from several threads.
+pub fn pull(
+    context: &Context,
+    request: &Pull,
+    cancel: &Cancel,
+    report: &(dyn Fn(Event) + Sync),
+) -> Result<PulledImage, PullError> {
+    let reference = Reference::parse(&request.reference)?;
+    let registry = registry(context, &reference, request, cancel)?;
+    let image = find_image(&registry, &reference, &request.platform)?;
+    let present: Vec<bool> = image
+        .layers()
+        .map(|(layer, diff_id)| context.store.find(&layer.blob.digest, &diff_id).is_some())
+        .collect();
+    let listed = image.layers().zip(&present).map(|((layer, _), &present)| LayerToPull {
+        digest: wire(layer.blob.digest),
+        size: layer.blob.size,
+        present,
+    });
+    report(Event::Layers(listed.collect()));
+    let layers = LayerPulls { context, registry: &registry, image: &image, cancel, report }.run()?;
+    Ok(PulledImage {
+        reference: reference.to_string(),
+        manifest: wire(image.manifest_digest),
+        root: wire(image.root_digest),
+        config: wire(image.manifest.config.digest),
+        layers,
+        process: edge::ImageConfig {
+            entrypoint: image.config.config.entrypoint,
+            command: image.config.config.cmd,
+            env: image.config.config.env,
+            working_directory: image.config.config.working_dir,
+            user: image.config.config.user,
+            stop_signal: image.config.config.stop_signal,
+            volumes: image.config.config.volumes,
+            exposed_ports: image.config.config.exposed_ports,
+        },
+    })
+}
+
+fn registry(
+    context: &Context,
+    reference: &Reference,
+    request: &Pull,
+    cancel: &Cancel,
+) -> Result<Registry, PullError> {
+    let (host, _) = reference.host_and_port();
+    let alias = request.aliases.iter().find(|alias| alias.host.eq_ignore_ascii_case(host));
+    let access = Access {
+        credentials: match &request.credentials {
+            edge::Credentials::Anonymous => Credentials::Anonymous,
+            edge::Credentials::Basic { user, password } => {
+                Credentials::Basic { user: user.clone(), password: password.clone() }
+            }
+            edge::Credentials::IdentityToken(token) => Credentials::IdentityToken(token.clone()),
+        },
+        insecure: request.insecure.clone(),
+        address: alias.map(|alias| alias.address),
+        retry: context.retry,
+    };
+    let trust = Trust::new(&request.certificate_authorities)?;
+    let connector = Connector::new(trust, context.timeouts, cancel.clone(), context.resolv_conf.clone());
+    Ok(Registry::new(reference, access, connector))
+}
+
+/// What a reference turned out to name.
+struct Image {
+    root_digest: Digest,
+    manifest_digest: Digest,
+    manifest: ImageManifest,
+    config: ConfigDocument,
+}
+
+impl Image {
+    /// Each layer with its diff_id, lowest first; their numbers are equal, which reading the config has checked.
+    fn layers(&self) -> impl Iterator<Item = (Layer, Digest)> {
+        self.manifest.layers.iter().copied().zip(self.config.diff_ids.iter().copied())
+    }
+}
+
+fn find_image(
+    registry: &Registry,
+    reference: &Reference,
+    platform: &edge::Platform,
+) -> Result<Image, PullError> {
+    let wanted = Platform {
+        os: platform.os.clone(),
+        architecture: platform.architecture.clone(),
+        variant: platform.variant.clone(),
+    };
+    let other_platform = |found: String| PullError::Platform {
+        reference: reference.to_string(),
+        wanted: wanted.to_string(),
+        found: crate::manifest::shorten_to(&found, 1024),
+    };
+    let what = format!("manifest {reference}");
+    let root = registry.manifest(&what, &reference.manifest_name(), reference.digest, None)?;
+    let (manifest_digest, manifest) = match parse_manifest(&what, &root)? {
+        Document::Image(manifest) => (root.digest, manifest),
+        Document::Index(index) => {
+            let entry = index.choose(&wanted).ok_or_else(|| other_platform(index.platforms()))?.manifest;
+            let what = format!("manifest {} of {reference}", entry.digest);
+            let name = entry.digest.to_string();
+            let child = registry.manifest(&what, &name, Some(entry.digest), Some(entry.size))?;
+            match parse_manifest(&what, &child)? {
+                Document::Image(manifest) => (child.digest, manifest),
+                Document::Index(_) => return Err(PullError::NestedIndex { what }),
+            }
+        }
+    };
+    let what = format!("config {} of {reference}", manifest.config.digest);
+    let bytes = registry.small_blob(&what, manifest.config)?;
+    let config = ConfigDocument::parse(&bytes, manifest.layers.len())
+        .map_err(|source| PullError::Config { what, source })?;
+    if !config.platform.serves(&wanted) {
+        return Err(other_platform(config.platform.to_string()));
+    }
+    Ok(Image { root_digest: root.digest, manifest_digest, manifest, config })
+}
+
+fn parse_manifest(what: &str, fetched: &FetchedManifest) -> Result<Document, PullError> {
+    Document::parse(&fetched.bytes, fetched.content_type.as_deref())
+        .map_err(|source| PullError::Manifest { what: what.to_owned(), source })
+}
+
+/// All layers of an image, a few at a time.
+struct LayerPulls<'a> {
+    context: &'a Context,
+    registry: &'a Registry,
+    image: &'a Image,
+    cancel: &'a Cancel,
+    report: &'a (dyn Fn(Event) + Sync),
+}
+
+impl LayerPulls<'_> {
+    fn run(&self) -> Result<Vec<PulledLayer>, PullError> {
+        let todo: Vec<(Layer, Digest)> = self.image.layers().collect();
+        let next = AtomicUsize::new(0);
+        let done: Mutex<Vec<Option<PulledLayer>>> = Mutex::new(vec![None; todo.len()]);
+        let failure: Mutex<Option<PullError>> = Mutex::default();
+        let fail = |error| {
+            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            // The first failure ends the others; what they say of being cancelled comes too late to count.
+            self.cancel.set();
+        };
+        let work = || {
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                let Some(&(layer, diff_id)) = todo.get(at) else { return };
+                if self.cancel.is_set() {
+                    return fail(PullError::Cancelled);
+                }
+                match self.one(at, layer, diff_id) {
+                    Ok(pulled) => {
+                        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                        if let Some(slot) = done.get_mut(at) {
+                            *slot = Some(pulled);
+                        }
+                    }
+                    Err(error) => return fail(error),
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..todo.len().min(LAYERS_AT_ONCE) {
+                if let Err(source) = std::thread::Builder::new().spawn_scoped(scope, work) {
+                    fail(PullError::Thread { what: "layers".into(), source });
+                }
+            }
+        });
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => {
+                let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+                done.into_iter().collect::<Option<Vec<_>>>().ok_or(PullError::Cancelled)
+            }
+        }
+    }
+
+    /// Layer number `at`: found in the store, or fetched into it.
+    fn one(&self, at: usize, layer: Layer, diff_id: Digest) -> Result<PulledLayer, PullError> {
+        let what =
+            format!("layer {} of {} ({})", at + 1, self.image.manifest.layers.len(), layer.blob.digest);
+        let store = &self.context.store;
+        let claim = store.claim(diff_id, self.cancel).map_err(|source| self.store_error(&what, source))?;
+        let index = u16::try_from(at).unwrap_or(u16::MAX);
+        let stored = match store.find(&layer.blob.digest, &diff_id) {
+            Some(stored) => stored,
+            None => self.fetch(&what, index, layer, &claim, diff_id)?,
+        };
+        (self.report)(Event::LayerDone { index });
+        Ok(PulledLayer { diff_id: wire(diff_id), compressed: layer.blob.size, tar: stored.tar })
+    }
+
+    fn fetch(
+        &self,
+        what: &str,
+        index: u16,
+        layer: Layer,
+        claim: &Claim<'_>,
+        diff_id: Digest,
+    ) -> Result<crate::store::StoredLayer, PullError> {
+        let store_error = |source| self.store_error(what, source);
+        let pending = claim.begin().map_err(store_error)?;
+        let tar = pending.create_tar().map_err(store_error)?;
+        let index_file = pending.create_index().map_err(store_error)?;
+        let compression = match layer.compression {
+            Compression::None => PipeCompression::Plain,
+            Compression::Gzip => PipeCompression::Gzip,
+            Compression::Zstd => PipeCompression::Zstd,
+        };
+        let indexer = &self.context.indexer;
+        let mut job = indexer
+            .start(compression, TAR_BYTES_MAX, &tar, &index_file, self.cancel)
+            .map_err(|source| self.index_error(what, source))?;
+        let mut blob = self.registry.blob(what, layer.blob);
+        let mut buffer = vec![0; BUFFER_BYTES];
+        let (mut fetched, mut feeding) = (0, true);
+        let mut reported = Instant::now();
+        while feeding {
+            let read = blob.read(&mut buffer)?;
+            if read == 0 {
+                break;
+            }
+            let bytes = buffer.get(..read).unwrap_or_default();
+            feeding = job.feed(bytes).map_err(|source| self.index_error(what, source))?;
+            fetched += read as u64;
+            if reported.elapsed() >= PROGRESS_INTERVAL {
+                reported = Instant::now();
+                (self.report)(Event::Progress { index, fetched });
+            }
+        }
+        let indexed = match job.finish() {
+            Ok(indexed) => indexed,
+            Err(source) => {
+                // What was damaged on its way is no fault of the image: the digest of the whole tells.
+                let damage =
+                    if source.blames_the_layer() { rest(&mut blob, &mut buffer).err() } else { None };
+                return match damage {
+                    Some(damage @ RegistryError::Digest { .. }) => Err(damage.into()),
+                    _ => Err(self.index_error(what, source)),
+                };
+            }
+        };
+        if !feeding {
+            // It stopped taking bytes and yet says that all is well: what lies behind an archive's end still counts
+            // for the blob's digest.
+            rest(&mut blob, &mut buffer)?;
+        }
+        (self.report)(Event::Progress { index, fetched: layer.blob.size });
+        if indexed.diff_id != diff_id {
+            let what = what.to_owned();
+            return Err(PullError::DiffId { what, expected: diff_id, got: indexed.diff_id });
+        }
+        pending.commit(&layer.blob.digest, indexed.tar, indexed.index).map_err(store_error)
+    }
+
+    fn index_error(&self, what: &str, source: IndexError) -> PullError {
+        match source {
+            IndexError::Cancelled => PullError::Cancelled,
+            IndexError::Failed { kind: IndexFailureKind::DiskFull, .. } => self.disk_full(what),
+            source => PullError::Index { what: what.to_owned(), source },
+        }
+    }
+
+    fn store_error(&self, what: &str, source: StoreError) -> PullError {
+        match source {
+            StoreError::Cancelled => PullError::Cancelled,
+            source if source.is_disk_full() => self.disk_full(what),
+            source => PullError::Store { what: what.to_owned(), source },
+        }
+    }
+
+    fn disk_full(&self, what: &str) -> PullError {
+        let (free, total) = self.context.store.space().unwrap_or_default();
+        PullError::DiskFull { what: what.to_owned(), used: total.saturating_sub(free), total }
+    }
+}
+
+/// Reads a blob to its end, for its digest.
+fn rest(blob: &mut Blob, buffer: &mut [u8]) -> Result<(), RegistryError> {
+    while blob.read(buffer)? > 0 {}
+    Ok(())
+}
+
+fn wire(digest: Digest) -> Sha256 {
+    Sha256(*digest.as_bytes())
+}
+
+impl PullError {
+    pub fn kind(&self) -> PullFailureKind {
+        match self {
+            Self::Reference(_) => PullFailureKind::Reference,
+            Self::Trust(_) => PullFailureKind::Tls,
+            Self::Registry(error) => registry_kind(error),
+            Self::Manifest { source: ManifestError::TooMany { .. } | ManifestError::Size { .. }, .. } => {
+                PullFailureKind::Limit
+            }
+            Self::Config { source: ConfigError::TooMany { .. } | ConfigError::TooLong { .. }, .. } => {
+                PullFailureKind::Limit
+            }
+            Self::Manifest { .. } | Self::NestedIndex { .. } | Self::Config { .. } => {
+                PullFailureKind::Malformed
+            }
+            Self::Platform { .. } => PullFailureKind::Platform,
+            Self::Index { source: IndexError::Failed { kind, .. }, .. } => match kind {
+                IndexFailureKind::Malformed => PullFailureKind::Malformed,
+                IndexFailureKind::Limit => PullFailureKind::Limit,
+                IndexFailureKind::DiskFull => PullFailureKind::DiskFull,
+                IndexFailureKind::System => PullFailureKind::Internal,
+            },
+            Self::DiffId { .. } => PullFailureKind::Digest,
+            Self::DiskFull { .. } => PullFailureKind::DiskFull,
+            Self::Index { .. } | Self::Store { .. } | Self::Thread { .. } => PullFailureKind::Internal,
+            Self::Cancelled => PullFailureKind::Cancelled,
+        }
+    }
+}
+
+fn registry_kind(error: &RegistryError) -> PullFailureKind {
+    match error {
+        RegistryError::Transport { source, .. } => match source {
+            TransportError::Resolve { source: ResolveError::Name, .. } => PullFailureKind::Reference,
+            TransportError::Resolve { .. } => PullFailureKind::NameResolution,
+            TransportError::Connect { .. }
+            | TransportError::Broken { .. }
+            | TransportError::Closed { .. } => PullFailureKind::Connect,
+            TransportError::Tls { .. } => PullFailureKind::Tls,
+            TransportError::Stalled { .. } => PullFailureKind::Stalled,
+            TransportError::Malformed { .. } => PullFailureKind::Malformed,
+            TransportError::Cancelled => PullFailureKind::Cancelled,
+        },
+        RegistryError::Unauthorized { .. } => PullFailureKind::Unauthorized,
+        RegistryError::NotFound { .. } => PullFailureKind::NotFound,
+        RegistryError::RateLimited { .. } | RegistryError::TooLarge { .. } => PullFailureKind::Limit,
+        RegistryError::Digest { .. } => PullFailureKind::Digest,
+        RegistryError::Auth { .. }
+        | RegistryError::Status { .. }
+        | RegistryError::Redirect { .. }
+        | RegistryError::Size { .. }
+        | RegistryError::Range { .. } => PullFailureKind::Malformed,
+    }
+}

@@ -1,0 +1,421 @@
+//! HTTP/1.1 (RFC 9112) as a client: one request, one answer with a streaming body, the connection kept if it can be.
+//!
+//! Small on purpose: GET and POST, no compression, no upgrade, no pipelining.
+
+use std::io::{self, Read, Write};
+use std::time::Instant;
+
+use super::transport::{Connector, Limit, Stream, TransportError, from_io};
+use super::url::{Origin, Url};
+
+/// Largest head of an answer in bytes.
+pub const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Most fields of a head.
+pub const FIELDS_MAX: usize = 100;
+/// Most interim (1xx) answers before the real one.
+const INTERIM_MAX: usize = 8;
+/// Longest line that announces a chunk, and longest trailer, in bytes.
+const CHUNK_LINE_BYTES_MAX: usize = 4 << 10;
+/// Bytes read at once when the caller reads less.
+const BUFFER_BYTES: usize = 16 << 10;
+
+pub struct Request<'a> {
+    pub url: &'a Url,
+    /// Sent besides `Host` and `User-Agent`.
+    pub fields: &'a [(&'static str, String)],
+    /// A form to be posted; none is a GET.
+    pub form: Option<&'a str>,
+    /// The host was declared insecure.
+    pub unverified: bool,
+}
+
+pub struct Response<'a> {
+    pub status: u16,
+    pub head: Head,
+    pub body: Body<'a>,
+}
+
+/// The fields of an answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Head {
+    pub status: u16,
+    /// Names in lower case, values as text (what is not UTF-8 replaced).
+    pub fields: Vec<(String, String)>,
+    pub closes: bool,
+}
+
+impl Head {
+    /// Reads a head; `Ok(None)` if it is not whole yet. Also its length in bytes.
+    pub fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, &'static str> {
+        let mut slots = [httparse::EMPTY_HEADER; FIELDS_MAX];
+        let mut parsed = httparse::Response::new(&mut slots);
+        let length = match parsed.parse(bytes) {
+            Ok(httparse::Status::Complete(length)) => length,
+            Ok(httparse::Status::Partial) => return Ok(None),
+            Err(httparse::Error::TooManyHeaders) => return Err("head has too many fields"),
+            Err(_) => return Err("head is malformed"),
+        };
+        let fields: Vec<(String, String)> = parsed
+            .headers
+            .iter()
+            .map(|field| {
+                (field.name.to_ascii_lowercase(), String::from_utf8_lossy(field.value).trim().to_owned())
+            })
+            .collect();
+        let status = parsed.code.ok_or("head has no status")?;
+        let mut head = Self { status, fields, closes: false };
+        let connection = head.get("connection").unwrap_or_default().to_ascii_lowercase();
+        head.closes = parsed.version != Some(1) || connection.contains("close");
+        Ok(Some((head, length)))
+    }
+
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.all(name).next()
+    }
+
+    pub fn all<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a str> + use<'a, 'n> {
+        self.fields.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// How the body is delimited (RFC 9112 section 6.3). What could be read in two ways is refused.
+    pub fn framing(&self) -> Result<Framing, &'static str> {
+        let mut lengths = self.all("content-length");
+        let length = lengths.next();
+        match (self.get("transfer-encoding"), length) {
+            _ if matches!(self.status, 100..=199 | 204 | 304) => Ok(Framing::Length(0)),
+            (Some(_), Some(_)) => Err("head has both Content-Length and Transfer-Encoding"),
+            (Some(coding), None) if coding.eq_ignore_ascii_case("chunked") => {
+                Ok(Framing::Chunked(Chunk::Announced))
+            }
+            (Some(_), None) => Err("Transfer-Encoding is not chunked"),
+            (None, Some(length)) if lengths.all(|other| other == length) => {
+                let digits = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
+                let length = length.parse().ok().filter(|_| digits);
+                length.map(Framing::Length).ok_or("Content-Length is not a number")
+            }
+            (None, Some(_)) => Err("head has two different Content-Length fields"),
+            (None, None) => Ok(Framing::UntilClosed),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// Bytes left.
+    Length(u64),
+    Chunked(Chunk),
+    UntilClosed,
+    Ended,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chunk {
+    /// A line with a length comes next.
+    Announced,
+    /// Bytes left of this chunk, then its line end.
+    Data(u64),
+}
+
+/// Sends a request and reads the head of its answer. A kept connection that turns out to be closed is replaced once.
+pub fn send<'a>(connector: &'a Connector, request: &Request<'_>) -> Result<Response<'a>, TransportError> {
+    if let Some(stream) = connector.reuse(&request.url.origin) {
+        match exchange(connector, stream, request) {
+            Err(TransportError::Closed { .. } | TransportError::Broken { .. }) => {}
+            outcome => return outcome,
+        }
+    }
+    let stream = connector.connect(&request.url.origin, request.unverified)?;
+    exchange(connector, stream, request)
+}
+
+fn exchange<'a>(
+    connector: &'a Connector,
+    mut stream: Stream,
+    request: &Request<'_>,
+) -> Result<Response<'a>, TransportError> {
+    let host = &request.url.origin.host;
+    let failed = |error| from_io(host, error, connector.timeouts.first_byte);
+    stream.limit(Limit::Until(Instant::now() + connector.timeouts.first_byte));
+    let head =
+        request_head(request).map_err(|reason| TransportError::Malformed { host: host.clone(), reason })?;
+    stream.write_all(&head).and_then(|()| stream.flush()).map_err(failed)?;
+    let mut input = Input { stream, buffer: Vec::new(), at: 0 };
+    for _ in 0..INTERIM_MAX {
+        let head = input.read_head(host, connector.timeouts.first_byte)?;
+        if (100..200).contains(&head.status) {
+            continue;
+        }
+        let framing =
+            head.framing().map_err(|reason| TransportError::Malformed { host: host.clone(), reason })?;
+        input.stream.limit(Limit::Each(connector.timeouts.stall));
+        let origin = request.url.origin.clone();
+        let body = Body { connector, origin, keep: !head.closes, framing, input: Some(input) };
+        return Ok(Response { status: head.status, head, body });
+    }
+    Err(TransportError::Malformed { host: host.clone(), reason: "too many interim answers" })
+}
+
+fn request_head(request: &Request<'_>) -> Result<Vec<u8>, &'static str> {
+    let method = if request.form.is_some() { "POST" } else { "GET" };
+    let url = request.url;
+    let mut head = format!("{method} {} HTTP/1.1\r\nHost: {}\r\n", url.target, url.origin.authority());
+    head.push_str(concat!("User-Agent: nacre/", env!("CARGO_PKG_VERSION"), "\r\n"));
+    for (name, value) in request.fields {
+        if !super::auth::is_field_value(value) {
+            return Err("a field of the request has a character that fields cannot have");
+        }
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if let Some(form) = request.form {
+        head.push_str("Content-Type: application/x-www-form-urlencoded\r\n");
+        head.push_str(&format!("Content-Length: {}\r\n\r\n{form}", form.len()));
+    } else {
+        head.push_str("\r\n");
+    }
+    Ok(head.into_bytes())
+}
+
+/// A stream with what was read of it too early.
+struct Input {
+    stream: Stream,
+    buffer: Vec<u8>,
+    at: usize,
+}
+
+impl Input {
+    fn read_head(&mut self, host: &str, patience: std::time::Duration) -> Result<Head, TransportError> {
+        let malformed = |reason| TransportError::Malformed { host: host.to_owned(), reason };
+        loop {
+            let unread = self.buffer.get(self.at..).unwrap_or_default();
+            if let Some((head, length)) = Head::parse(unread).map_err(malformed)? {
+                self.at += length;
+                return Ok(head);
+            }
+            if unread.len() >= HEAD_BYTES_MAX {
+                return Err(malformed("head is larger than 64 KiB"));
+            }
+            self.fill().map_err(|error| from_io(host, error, patience))?;
+        }
+    }
+
+    /// Reads more behind what is there; the end of the stream is an error.
+    fn fill(&mut self) -> io::Result<()> {
+        self.buffer.drain(..self.at);
+        self.at = 0;
+        let there = self.buffer.len();
+        self.buffer.resize(there + BUFFER_BYTES, 0);
+        let read = self.stream.read(self.buffer.get_mut(there..).unwrap_or_default());
+        self.buffer.truncate(there + *read.as_ref().unwrap_or(&0));
+        match read? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn read(&mut self, wanted: &mut [u8]) -> io::Result<usize> {
+        let buffered = self.buffer.get(self.at..).unwrap_or_default();
+        if buffered.is_empty() {
+            return self.stream.read(wanted);
+        }
+        let length = buffered.len().min(wanted.len());
+        if let (Some(from), Some(to)) = (buffered.get(..length), wanted.get_mut(..length)) {
+            to.copy_from_slice(from);
+        }
+        self.at += length;
+        Ok(length)
+    }
+
+    /// A line without its end, CR LF or LF.
+    fn line(&mut self) -> io::Result<Vec<u8>> {
+        loop {
+            let unread = self.buffer.get(self.at..).unwrap_or_default();
+            if let Some(length) = unread.iter().position(|&byte| byte == b'\n') {
+                let line = unread.get(..length).unwrap_or_default();
+                let line = line.strip_suffix(b"\r").unwrap_or(line).to_vec();
+                self.at += length + 1;
+                return Ok(line);
+            }
+            if unread.len() > CHUNK_LINE_BYTES_MAX {
+                return Err(bad_chunk());
+            }
+            self.fill()?;
+        }
+    }
+}
+
+/// The body of an answer, streaming. Read to its end, it gives its connection back.
+pub struct Body<'a> {
+    connector: &'a Connector,
+    origin: Origin,
+    keep: bool,
+    framing: Framing,
+    input: Option<Input>,
+}
+
+impl Body<'_> {
+    /// Bytes that are still to come, if that was said.
+    pub fn length(&self) -> Option<u64> {
+        match self.framing {
+            Framing::Length(left) => Some(left),
+            Framing::Ended => Some(0),
+            Framing::Chunked(_) | Framing::UntilClosed => None,
+        }
+    }
+
+    /// 0 bytes only at the end.
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, TransportError> {
+        let read = self.read_io(buffer);
+        read.map_err(|error| match error.get_ref().and_then(|inner| inner.downcast_ref::<BadChunk>()) {
+            Some(_) => {
+                TransportError::Malformed { host: self.origin.host.clone(), reason: "chunk is malformed" }
+            }
+            None => from_io(&self.origin.host, error, self.connector.timeouts.stall),
+        })
+    }
+
+    /// All of it, if it is not longer than `limit` bytes; else as much as `limit` and one more.
+    pub fn read_up_to(&mut self, limit: u64) -> Result<Vec<u8>, TransportError> {
+        let mut bytes = Vec::new();
+        let mut buffer = vec![0; BUFFER_BYTES];
+        while bytes.len() as u64 <= limit {
+            match self.read(&mut buffer)? {
+                0 => break,
+                read => bytes.extend_from_slice(buffer.get(..read).unwrap_or_default()),
+            }
+        }
+        bytes.truncate(usize::try_from(limit).unwrap_or(usize::MAX).saturating_add(1));
+        Ok(bytes)
+    }
+
+    /// Reads the rest if it is short, so that the connection can be kept.
+    pub fn discard(mut self) {
+        const WORTH_READING_BYTES_MAX: u64 = 64 << 10;
+        let _ = self.read_up_to(WORTH_READING_BYTES_MAX);
+    }
+
+    fn read_io(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Framing::Chunked(Chunk::Announced) = self.framing {
+            self.framing = self.next_chunk()?;
+        }
+        let left = match self.framing {
+            Framing::Length(0) | Framing::Ended => {
+                self.release();
+                return Ok(0);
+            }
+            Framing::Length(left) | Framing::Chunked(Chunk::Data(left)) => left,
+            Framing::UntilClosed | Framing::Chunked(Chunk::Announced) => u64::MAX,
+        };
+        let Some(input) = &mut self.input else { return Ok(0) };
+        let wanted = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let read = input.read(buffer.get_mut(..wanted).unwrap_or_default())?;
+        match &mut self.framing {
+            Framing::UntilClosed if read == 0 => self.framing = Framing::Ended,
+            _ if read == 0 && wanted > 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Framing::Length(left) => *left -= read as u64,
+            Framing::Chunked(Chunk::Data(left)) => {
+                *left -= read as u64;
+                if *left == 0 {
+                    if !input.line()?.is_empty() {
+                        return Err(bad_chunk());
+                    }
+                    self.framing = Framing::Chunked(Chunk::Announced);
+                }
+            }
+            _ => {}
+        }
+        Ok(read)
+    }
+
+    fn next_chunk(&mut self) -> io::Result<Framing> {
+        let Some(input) = &mut self.input else { return Ok(Framing::Ended) };
+        let line = input.line()?;
+        match chunk_length(&line).ok_or_else(bad_chunk)? {
+            0 => {
+                // The trailer: its lines say nothing that is wanted.
+                let mut length = 0;
+                loop {
+                    match input.line()?.len() {
+                        0 => return Ok(Framing::Ended),
+                        more if length + more <= CHUNK_LINE_BYTES_MAX => length += more,
+                        _ => return Err(bad_chunk()),
+                    }
+                }
+            }
+            length => Ok(Framing::Chunked(Chunk::Data(length))),
+        }
+    }
+
+    fn release(&mut self) {
+        if let Some(Input { stream, buffer, at }) = self.input.take()
+            && self.keep
+            && buffer.len() == at
+        {
+            self.connector.keep(self.origin.clone(), stream);
+        }
+    }
+}
+
+/// The length of a chunk in bytes, from the line that announces it; its extensions are passed over.
+fn chunk_length(line: &[u8]) -> Option<u64> {
+    let digits = line.split(|&byte| byte == b';').next()?.trim_ascii();
+    let hexadecimal = (1..=16).contains(&digits.len()) && digits.iter().all(u8::is_ascii_hexdigit);
+    let digits = std::str::from_utf8(digits).ok().filter(|_| hexadecimal)?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("chunk is malformed")]
+struct BadChunk;
+
+fn bad_chunk() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, BadChunk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_say_how_the_body_ends() {
+        for (head, framing) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", Ok(Framing::Length(5))),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\ncontent-length: 5\r\n\r\n", Ok(Framing::Length(5))),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n", Ok(Framing::Chunked(Chunk::Announced))),
+            ("HTTP/1.1 200 OK\r\n\r\n", Ok(Framing::UntilClosed)),
+            ("HTTP/1.1 204 No\r\n\r\n", Ok(Framing::Length(0))),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", Err(())),
+            ("HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n", Err(())),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n", Err(())),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", Err(())),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n", Err(())),
+        ] {
+            let (parsed, length) = Head::parse(head.as_bytes()).unwrap().unwrap();
+            assert_eq!(parsed.framing().map_err(|_| ()), framing, "{head}");
+            assert_eq!(length, head.len());
+        }
+    }
+
+    #[test]
+    fn heads_that_are_not_http_are_refused() {
+        let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(FIELDS_MAX + 1));
+        for head in ["SSH-2.0-x\r\n\r\n", "\x15\x03\x01\x00\x02", "HTTP/1.1 20 OK\r\n\r\n", &many] {
+            assert!(Head::parse(head.as_bytes()).is_err(), "{head}");
+        }
+        assert_eq!(Head::parse(b"HTTP/1.1 200 OK\r\nA: b\r\n"), Ok(None));
+    }
+
+    #[test]
+    fn chunk_lines_are_hexadecimal() {
+        for (line, length) in [
+            (&b"0"[..], Some(0)),
+            (b"1F;name=value", Some(31)),
+            (b"ffffffffffffffff", Some(u64::MAX)),
+            (b"", None),
+            (b"+1", None),
+            (b"0x1", None),
+            (b"11112222333344445", None),
+        ] {
+            assert_eq!(chunk_length(line), length, "{line:?}");
+        }
+    }
+}

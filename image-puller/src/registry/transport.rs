@@ -1,0 +1,361 @@
+//! Connections: a name becomes an address, an address a TCP stream, and that, for https, a TLS session. Every wait has
+//! a limit, and ends when the pull is cancelled.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use rustls_pki_types::ServerName;
+
+use super::dns::{RESOLV_CONF_BYTES_MAX, ResolveError, ResolverConfig};
+use super::tls::{self, Trust};
+use super::url::{Origin, Scheme};
+
+/// Connections that are kept for the next request.
+const IDLE_CONNECTIONS_MAX: usize = 4;
+/// A kept connection older than this is not tried again: servers close them after about a minute.
+const IDLE_AGE_MAX: Duration = Duration::from_secs(15);
+/// Longest wait between two looks at the cancel flag.
+const WAIT_SLICE: Duration = Duration::from_millis(200);
+/// What an address is given when there is another one to try.
+const NEXT_ADDRESS_PATIENCE: Duration = Duration::from_secs(3);
+
+/// What is waited for, at most.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// Until a TCP connection stands; then as long again for the TLS handshake.
+    pub connect: Duration,
+    /// From the request to the end of the answer's head.
+    pub first_byte: Duration,
+    /// Between two reads of a body.
+    pub stall: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self { connect: seconds(10), first_byte: seconds(30), stall: seconds(30) }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    #[error("the name {host:?} does not resolve: {source}")]
+    Resolve { host: String, source: ResolveError },
+    #[error("cannot connect to {host} ({address}): {source}")]
+    Connect { host: String, address: SocketAddr, source: io::Error },
+    #[error("TLS with {host}: {reason}")]
+    Tls { host: String, reason: String },
+    #[error("{host} sent nothing for {} s", .after.as_secs_f32())]
+    Stalled { host: String, after: Duration },
+    #[error("connection to {host} broke: {source}")]
+    Broken { host: String, source: io::Error },
+    #[error("{host} closed the connection in the middle of its answer")]
+    Closed { host: String },
+    #[error("answer of {host} is not HTTP: {reason}")]
+    Malformed { host: String, reason: &'static str },
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl TransportError {
+    /// Whether the same request may well succeed a little later.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Stalled { .. } | Self::Broken { .. } | Self::Closed { .. } => true,
+            Self::Resolve { source, .. } => {
+                matches!(source, ResolveError::NoAnswer(..) | ResolveError::Refused(..))
+            }
+            Self::Connect { source, .. } => source.kind() != io::ErrorKind::ConnectionRefused,
+            _ => false,
+        }
+    }
+}
+
+/// Set once, seen by every wait of a pull.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Sleeps; false if it was cancelled meanwhile.
+    pub fn sleep(&self, duration: Duration) -> bool {
+        let end = Instant::now() + duration;
+        while !self.is_set() {
+            match end.saturating_duration_since(Instant::now()) {
+                Duration::ZERO => return true,
+                left => std::thread::sleep(left.min(WAIT_SLICE)),
+            }
+        }
+        false
+    }
+}
+
+/// Makes connections and keeps a few.
+pub struct Connector {
+    pub timeouts: Timeouts,
+    pub cancel: Cancel,
+    /// Host in lower case to address, asked before any name server.
+    pub aliases: HashMap<String, IpAddr>,
+    pub resolv_conf: PathBuf,
+    pub trust: Trust,
+    pub idle: Mutex<Vec<Idle>>,
+}
+
+/// A connection between two requests.
+pub struct Idle {
+    origin: Origin,
+    since: Instant,
+    stream: Stream,
+}
+
+impl Connector {
+    pub fn new(trust: Trust, timeouts: Timeouts, cancel: Cancel, resolv_conf: PathBuf) -> Self {
+        Self { timeouts, cancel, aliases: HashMap::new(), resolv_conf, trust, idle: Mutex::default() }
+    }
+
+    /// A kept connection to this origin.
+    pub fn reuse(&self, origin: &Origin) -> Option<Stream> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|kept| kept.since.elapsed() < IDLE_AGE_MAX);
+        let at = idle.iter().position(|kept| kept.origin == *origin)?;
+        Some(idle.swap_remove(at).stream)
+    }
+
+    pub fn keep(&self, origin: Origin, stream: Stream) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_CONNECTIONS_MAX {
+            idle.push(Idle { origin, since: Instant::now(), stream });
+        }
+    }
+
+    /// A new connection. `unverified` is for hosts declared insecure: their certificate is not looked at.
+    pub fn connect(&self, origin: &Origin, unverified: bool) -> Result<Stream, TransportError> {
+        let tcp = self.connect_tcp(origin)?;
+        let tcp = TimedStream {
+            tcp,
+            cancel: self.cancel.clone(),
+            limit: Cell::new(Limit::Each(self.timeouts.stall)),
+        };
+        match origin.scheme {
+            Scheme::Http => Ok(Stream::Plain(tcp)),
+            Scheme::Https => {
+                let config = if unverified { &self.trust.unverified } else { &self.trust.verified };
+                self.handshake(origin, tcp, config.clone())
+            }
+        }
+    }
+
+    fn connect_tcp(&self, origin: &Origin) -> Result<TcpStream, TransportError> {
+        let addresses = self.resolve(&origin.host)?;
+        let deadline = Instant::now() + self.timeouts.connect;
+        let mut failure = None;
+        for (i, &ip) in addresses.iter().enumerate() {
+            if self.cancel.is_set() {
+                return Err(TransportError::Cancelled);
+            }
+            let address = SocketAddr::new(ip, origin.port);
+            let left = deadline.saturating_duration_since(Instant::now());
+            let patience = if i + 1 < addresses.len() { left.min(NEXT_ADDRESS_PATIENCE) } else { left };
+            let connected = match patience.is_zero() {
+                true => Err(io::ErrorKind::TimedOut.into()),
+                false => TcpStream::connect_timeout(&address, patience),
+            };
+            match connected.and_then(|tcp| set_options(&tcp).map(|()| tcp)) {
+                Ok(tcp) => return Ok(tcp),
+                // The first refusal says more than the last one's lack of a route.
+                Err(source) => {
+                    failure.get_or_insert(TransportError::Connect {
+                        host: origin.host.clone(),
+                        address,
+                        source,
+                    });
+                }
+            }
+        }
+        let host = origin.host.clone();
+        Err(failure.unwrap_or(TransportError::Resolve { host, source: ResolveError::NoAddress }))
+    }
+
+    fn resolve(&self, host: &str) -> Result<Vec<IpAddr>, TransportError> {
+        if let Some(&address) = self.aliases.get(host) {
+            return Ok(vec![address]);
+        }
+        if let Ok(address) = host.parse() {
+            return Ok(vec![address]);
+        }
+        // RFC 6761 section 6.3: this name is never asked for.
+        if host == "localhost" {
+            return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
+        }
+        // Read each time: the sandbox's network may be set up again while this process idles.
+        let mut text = Vec::new();
+        let _ = std::fs::File::open(&self.resolv_conf)
+            .and_then(|file| file.take(RESOLV_CONF_BYTES_MAX).read_to_end(&mut text));
+        let config = ResolverConfig::parse(&String::from_utf8_lossy(&text));
+        config
+            .lookup(host, tls::random_u16)
+            .map_err(|source| TransportError::Resolve { host: host.to_owned(), source })
+    }
+
+    fn handshake(
+        &self,
+        origin: &Origin,
+        mut tcp: TimedStream,
+        config: Arc<ClientConfig>,
+    ) -> Result<Stream, TransportError> {
+        let host = || origin.host.clone();
+        let failed = |reason: String| TransportError::Tls { host: host(), reason };
+        let name = ServerName::try_from(host()).map_err(|error| failed(error.to_string()))?;
+        let mut session = ClientConnection::new(config, name).map_err(|error| failed(error.to_string()))?;
+        tcp.limit.set(Limit::Until(Instant::now() + self.timeouts.connect));
+        while session.is_handshaking() {
+            match session.complete_io(&mut tcp) {
+                Ok(_) => {}
+                Err(error) if self.cancel.is_set() || is_timeout(&error) => {
+                    return Err(from_io(&origin.host, error, self.timeouts.connect));
+                }
+                Err(error) => return Err(failed(error.to_string())),
+            }
+        }
+        Ok(Stream::Tls(Box::new(StreamOwned::new(session, tcp))))
+    }
+}
+
+/// What an error of reading or writing means; `after` is what was waited if it was a timeout.
+pub fn from_io(host: &str, error: io::Error, after: Duration) -> TransportError {
+    let host = host.to_owned();
+    match error {
+        error if error.get_ref().is_some_and(|inner| inner.is::<CancelledMark>()) => {
+            TransportError::Cancelled
+        }
+        error if is_timeout(&error) => TransportError::Stalled { host, after },
+        error if error.kind() == io::ErrorKind::UnexpectedEof => TransportError::Closed { host },
+        error if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
+            TransportError::Tls { host, reason: error.to_string() }
+        }
+        source => TransportError::Broken { host, source },
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+}
+
+fn set_options(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    tcp.set_read_timeout(Some(WAIT_SLICE))?;
+    tcp.set_write_timeout(Some(WAIT_SLICE))
+}
+
+pub enum Stream {
+    Plain(TimedStream),
+    Tls(Box<StreamOwned<ClientConnection, TimedStream>>),
+}
+
+impl Stream {
+    /// What reads and writes from here on may wait.
+    pub fn limit(&self, limit: Limit) {
+        match self {
+            Self::Plain(tcp) => tcp.limit.set(limit),
+            Self::Tls(tls) => tls.sock.limit.set(limit),
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(tcp) => tcp.read(buffer),
+            Self::Tls(tls) => tls.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(tcp) => tcp.write(buffer),
+            Self::Tls(tls) => tls.write(buffer),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(tcp) => tcp.flush(),
+            Self::Tls(tls) => tls.flush(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum Limit {
+    /// Each read or write may take so long.
+    Each(Duration),
+    /// All of them together may take until then.
+    Until(Instant),
+}
+
+/// A TCP stream whose waits are cut into slices, to look at the cancel flag and the limit between them.
+pub struct TimedStream {
+    tcp: TcpStream,
+    cancel: Cancel,
+    limit: Cell<Limit>,
+}
+
+impl TimedStream {
+    fn wait<T>(&self, mut operation: impl FnMut(&TcpStream) -> io::Result<T>) -> io::Result<T> {
+        let deadline = match self.limit.get() {
+            Limit::Each(duration) => Instant::now() + duration,
+            Limit::Until(deadline) => deadline,
+        };
+        loop {
+            if self.cancel.is_set() {
+                return Err(io::Error::other(CancelledMark));
+            }
+            match operation(&self.tcp) {
+                Err(error) if is_timeout(&error) && Instant::now() < deadline => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_timeout(&error) => return Err(io::ErrorKind::TimedOut.into()),
+                // What trickles must not stretch a limit that counts for all of it.
+                Ok(_) if matches!(self.limit.get(), Limit::Until(end) if Instant::now() >= end) => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+impl Read for TimedStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.wait(|mut tcp| tcp.read(buffer))
+    }
+}
+
+impl Write for TimedStream {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.wait(|mut tcp| tcp.write(buffer))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("cancelled")]
+struct CancelledMark;

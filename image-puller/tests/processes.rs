@@ -1,0 +1,326 @@
+//! The program itself: both processes, confined, over their real edges, with real archives.
+//!
+//! Needs root, to start them as other users without capabilities, and `tar`, `gzip` and `zstd`.
+
+mod common;
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::Command;
+
+use common::*;
+use nacre_protocols::agent_puller::{
+    FETCHER_FD, FRAME_MAX, INDEXER_FD, Pull, PullFailureKind, PulledImage, Reply as Answer, Request as Ask,
+};
+use nacre_protocols::{fetcher_indexer, frame, names};
+use nacre_puller::digest::Digest;
+use nacre_sys::process::{Child, PidNamespace, Spawn, spawn};
+use nacre_sys::seqpacket;
+
+struct Puller {
+    agent: Option<OwnedFd>,
+    fetcher: Child,
+    indexer: Child,
+    directory: tempfile::TempDir,
+}
+
+/// A child that is born while another test copies its program holds that file open for writing until its exec, and the
+/// other exec would be refused (ETXTBSY, execve(2)).
+static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+impl Puller {
+    /// `None`, with a word why, where it cannot be started.
+    fn start() -> Option<Self> {
+        Self::start_with(|_| ())
+    }
+
+    /// `prepare` may do something to the store's directory first.
+    fn start_with(prepare: impl FnOnce(&Path)) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "starting the puller's processes needs root");
+            eprintln!("skipped: starting the puller's processes needs root");
+            return None;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
+        let program = directory.path().join("nacre-puller");
+        let _copying_and_starting = ONE_AT_A_TIME.lock();
+        std::fs::copy(program_path(), &program).unwrap();
+        let store = directory.path().join("store");
+        std::fs::create_dir(&store).unwrap();
+        prepare(&store);
+        let owner = rustix::fs::Uid::from_raw(names::FETCHER_UID);
+        rustix::fs::chown(&store, Some(owner), None).unwrap();
+        let (agent, fetcher_end) = seqpacket::pair().unwrap();
+        let (to_indexer, indexer_end) = seqpacket::pair().unwrap();
+        let fds = [(indexer_end.as_fd(), fetcher_indexer::FETCHER_FD)];
+        let indexer = run(&program, "index", &fds, names::INDEXER_UID);
+        let fds = [(fetcher_end.as_fd(), FETCHER_FD), (to_indexer.as_fd(), INDEXER_FD)];
+        let fetcher = run(&program, store.to_str().unwrap(), &fds, names::FETCHER_UID);
+        Some(Self { agent: Some(agent), fetcher, indexer, directory })
+    }
+
+    fn pull(&self, id: u32, pull: Pull) -> Result<PulledImage, (PullFailureKind, String)> {
+        self.send(&Ask::Pull { id, pull: Box::new(pull) });
+        loop {
+            match self.receive().expect("the fetcher is gone") {
+                Answer::Done { id: of, image } => {
+                    assert_eq!(of, id);
+                    return Ok(*image);
+                }
+                Answer::Failed { id: of, failure } => {
+                    assert_eq!(of, id);
+                    return Err((failure.kind, failure.message));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn send(&self, ask: &Ask) {
+        seqpacket::send(self.agent.as_ref().unwrap(), &frame::encode(ask, FRAME_MAX).unwrap(), &[]).unwrap();
+    }
+
+    fn receive(&self) -> Option<Answer> {
+        let mut buffer = vec![0; FRAME_MAX];
+        let (length, _) = seqpacket::receive(self.agent.as_ref().unwrap(), &mut buffer).unwrap()?;
+        Some(frame::decode(&buffer[..length], FRAME_MAX).unwrap())
+    }
+
+    fn layer(&self, diff_id: &names::Sha256, file: &str) -> Vec<u8> {
+        std::fs::read(self.directory.path().join("store/layers").join(diff_id.to_string()).join(file))
+            .unwrap()
+    }
+
+    /// Closes the agent's end; both must then end well by themselves.
+    fn end(mut self) {
+        self.agent = None;
+        for child in [&self.fetcher, &self.indexer] {
+            let status = rustix::process::waitid(
+                rustix::process::WaitId::PidFd(child.pidfd.as_fd()),
+                rustix::process::WaitIdOptions::EXITED,
+            );
+            let status = status.unwrap().unwrap();
+            assert_eq!((status.exit_status(), status.terminating_signal()), (Some(0), None));
+        }
+    }
+}
+
+/// The program that Cargo built, or a static one to be tried instead.
+fn program_path() -> std::ffi::OsString {
+    std::env::var_os("NACRE_TEST_PULLER").unwrap_or_else(|| env!("CARGO_BIN_EXE_nacre-puller").into())
+}
+
+fn run(program: &Path, argument: &str, fds: &[(std::os::fd::BorrowedFd<'_>, i32)], uid: u32) -> Child {
+    let program = CString::new(program.to_str().unwrap()).unwrap();
+    let argument = CString::new(argument).unwrap();
+    let spec = Spawn {
+        program: &program,
+        args: &[&program, &argument],
+        env: &[],
+        fds,
+        cgroup: None,
+        pid_namespace: PidNamespace::Same,
+        unprivileged: Some(uid),
+    };
+    spawn(&spec).unwrap()
+}
+
+fn shell(directory: &Path, script: &str) {
+    let status = Command::new("sh").args(["-ec", script]).current_dir(directory).status().unwrap();
+    assert!(status.success(), "{script}");
+}
+
+/// A tree with the common kinds of files in three compressions, and its plain tar.
+fn archives(directory: &Path) -> (Vec<u8>, [(&'static str, Vec<u8>); 3]) {
+    shell(
+        directory,
+        "mkdir -p tree/bin tree/etc tree/empty
+         seq 200000 > tree/etc/numbers; echo one > tree/one; ln tree/one tree/two; ln -s ../one tree/bin/link
+         chmod 4755 tree/one
+         tar -C tree -cf layer.tar . ; gzip -k layer.tar; zstd -q -k layer.tar",
+    );
+    let read = |name| std::fs::read(directory.join(name)).unwrap();
+    let plain = read("layer.tar");
+    let compressed = [
+        ("application/vnd.oci.image.layer.v1.tar", plain.clone()),
+        ("application/vnd.oci.image.layer.v1.tar+gzip", read("layer.tar.gz")),
+        ("application/vnd.oci.image.layer.v1.tar+zstd", read("layer.tar.zst")),
+    ];
+    (plain, compressed)
+}
+
+/// An image of one layer.
+fn image(media_type: &str, blob: &[u8], diff_id: Digest) -> TestImage {
+    let mut image = TestImage::with_diff_ids(&[blob], &[diff_id]);
+    let manifest =
+        String::from_utf8(image.parts[&format!("manifests/{}", image.manifest)].1.clone()).unwrap();
+    let manifest = manifest.replace("application/vnd.oci.image.layer.v1.tar\"", &format!("{media_type}\""));
+    image.manifest = image.document(MANIFEST_TYPE, &manifest);
+    image.parts.insert("manifests/latest".into(), (MANIFEST_TYPE.into(), manifest.into()));
+    image
+}
+
+#[test]
+fn layers_of_every_compression_become_tar_and_index() {
+    let Some(puller) = Puller::start() else { return };
+    let work = tempfile::tempdir().unwrap();
+    let (tar, compressed) = archives(work.path());
+    for (at, (media_type, blob)) in compressed.into_iter().enumerate() {
+        let image = image(media_type, &blob, Digest::of(&tar));
+        let server = FakeServer::start(move |request| image.answer(request));
+        let pulled = puller
+            .pull(at as u32, request(server.address))
+            .unwrap_or_else(|error| panic!("{media_type}: {error:?}"));
+        let layer = &pulled.layers[0];
+        assert_eq!((layer.tar, layer.compressed), (tar.len() as u64, blob.len() as u64));
+        assert_eq!(puller.layer(&layer.diff_id, "layer.tar")[..tar.len()], tar);
+        // The superblock's magic, see the kernel's fs/erofs/erofs_fs.h.
+        assert_eq!(puller.layer(&layer.diff_id, "index.erofs")[1024..1028], 0xe0f5_e1e2u32.to_le_bytes());
+        assert_eq!(server.count("blobs"), 2, "each compression is another blob, and fetched");
+    }
+    puller.end();
+}
+
+#[test]
+fn archives_that_are_damaged_are_refused_by_name() {
+    let Some(puller) = Puller::start() else { return };
+    let work = tempfile::tempdir().unwrap();
+    let (tar, [_, (gzip_type, gzip), _]) = archives(work.path());
+    let mut flipped = gzip.clone();
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 0xff;
+    for (at, blob) in
+        [gzip[..gzip.len() - 100].to_vec(), flipped, b"no archive".to_vec()].into_iter().enumerate()
+    {
+        let image = image(gzip_type, &blob, Digest::of(&tar));
+        let server = FakeServer::start(move |request| image.answer(request));
+        let (kind, message) = puller.pull(at as u32, request(server.address)).expect_err("it was taken");
+        assert_eq!(kind, PullFailureKind::Malformed, "{message}");
+        assert!(message.contains("layer 1 of 1"), "{message}");
+    }
+    assert_eq!(std::fs::read_dir(puller.directory.path().join("store/tmp")).unwrap().count(), 0);
+    puller.end();
+}
+
+#[test]
+fn failures_leave_the_fetcher_ready_for_the_next_pull() {
+    let Some(puller) = Puller::start() else { return };
+    let nobody = request(connect_refused());
+    assert_eq!(puller.pull(1, nobody.clone()).unwrap_err().0, PullFailureKind::Connect);
+    let image = TestImage::new(&[]);
+    let busy_once = FakeServer::start(move |request| match request.nth {
+        0 => Reply::status(503),
+        _ => image.answer(request),
+    });
+    let empty = puller.pull(2, request(busy_once.address)).unwrap();
+    assert_eq!(empty.layers, []);
+    // By https, to have the roots of trust read and a handshake begun.
+    let silent = raw_server(drop);
+    let alias = nacre_protocols::agent_puller::HostAlias { host: "tls.test".into(), address: silent.ip() };
+    let tls =
+        Pull { reference: format!("tls.test:{}/x", silent.port()), aliases: vec![alias], ..nobody.clone() };
+    assert_eq!(puller.pull(3, tls).unwrap_err().0, PullFailureKind::Tls);
+    assert_eq!(
+        puller.pull(4, Pull { reference: "UPPER".into(), ..nobody }).unwrap_err().0,
+        PullFailureKind::Reference
+    );
+    puller.end();
+}
+
+#[test]
+fn a_full_disk_is_said_to_be_full() {
+    let mount = |store: &Path| {
+        let options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs"];
+        assert!(Command::new("mount").args(options).arg(store).status().unwrap().success());
+    };
+    let Some(puller) = Puller::start_with(mount) else { return };
+    let work = tempfile::tempdir().unwrap();
+    let (tar, [_, (gzip_type, gzip), _]) = archives(work.path());
+    let image = image(gzip_type, &gzip, Digest::of(&tar));
+    let server = FakeServer::start(move |request| image.answer(request));
+    let outcome = puller.pull(1, request(server.address));
+    let left = std::fs::read_dir(puller.directory.path().join("store/tmp")).unwrap().count();
+    Command::new("umount").arg("-l").arg(puller.directory.path().join("store")).status().unwrap();
+    let (kind, message) = outcome.unwrap_err();
+    assert_eq!((kind, left), (PullFailureKind::DiskFull, 0), "{message}");
+    assert!(message.contains("scratch disk is full: 1048576 of 1048576 bytes used"), "{message}");
+    puller.end();
+}
+
+#[test]
+fn a_dead_indexer_fails_pulls_and_no_more() {
+    let Some(puller) = Puller::start() else { return };
+    nacre_sys::process::signal(puller.indexer.pidfd.as_fd(), 9).unwrap();
+    let work = tempfile::tempdir().unwrap();
+    let (tar, [(plain_type, plain), ..]) = archives(work.path());
+    let image = image(plain_type, &plain, Digest::of(&tar));
+    let server = FakeServer::start(move |request| image.answer(request));
+    for id in 0..2 {
+        let (kind, message) = puller.pull(id, request(server.address)).unwrap_err();
+        assert_eq!(kind, PullFailureKind::Internal, "{message}");
+        assert!(message.contains("indexer is gone"), "{message}");
+    }
+}
+
+#[test]
+fn a_pull_is_cancelled_on_request() {
+    let Some(puller) = Puller::start() else { return };
+    let image = TestImage::new(&[&[0; 5000]]);
+    let part = image.layer_part(0);
+    let server = FakeServer::start(move |request| {
+        let stall = request.target.contains(&part).then_some(1000);
+        Reply { stall_after: stall, ..image.answer(request) }
+    });
+    puller.send(&Ask::Pull { id: 7, pull: Box::new(request(server.address)) });
+    assert!(matches!(puller.receive(), Some(Answer::Layers { id: 7, .. })));
+    puller.send(&Ask::Cancel { id: 7 });
+    puller.send(&Ask::Cancel { id: 8 });
+    let Some(Answer::Failed { id: 7, failure }) = puller.receive() else { panic!("no failure") };
+    assert_eq!(failure.kind, PullFailureKind::Cancelled);
+    puller.end();
+}
+
+#[test]
+fn a_frame_that_is_not_understood_ends_the_fetcher() {
+    let Some(puller) = Puller::start() else { return };
+    seqpacket::send(puller.agent.as_ref().unwrap(), &[0xff; 8], &[]).unwrap();
+    assert_eq!(puller.receive(), None);
+}
+
+#[test]
+fn the_processes_have_no_rights() {
+    let Some(puller) = Puller::start() else { return };
+    // A first answer, so that both are up.
+    let _ = puller.pull(1, request(connect_refused()));
+    for (child, uid, filters) in
+        [(&puller.fetcher, names::FETCHER_UID, 2), (&puller.indexer, names::INDEXER_UID, 3)]
+    {
+        let path = format!("/proc/{}/status", child.pid);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        let status = loop {
+            let status = std::fs::read_to_string(&path).unwrap();
+            if status.contains(&format!("Seccomp_filters:\t{filters}"))
+                || std::time::Instant::now() > deadline
+            {
+                break status;
+            }
+        };
+        for (field, value) in [
+            ("Uid", format!("{uid}\t{uid}\t{uid}\t{uid}")),
+            ("CapInh", "0000000000000000".into()),
+            ("CapPrm", "0000000000000000".into()),
+            ("CapEff", "0000000000000000".into()),
+            ("CapBnd", "0000000000000000".into()),
+            ("CapAmb", "0000000000000000".into()),
+            ("NoNewPrivs", "1".into()),
+            ("Seccomp", "2".into()),
+            ("Seccomp_filters", filters.to_string()),
+        ] {
+            assert!(status.contains(&format!("{field}:\t{value}\n")), "{field} is not {value} in\n{status}");
+        }
+    }
+    puller.end();
+}

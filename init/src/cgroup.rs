@@ -1,0 +1,127 @@
+//! The guest's cgroup v2 tree: `agent`, `puller/{fetcher,indexer}`, `containers/<id>`; init stays in the root.
+
+use crate::InitError;
+use crate::console::say;
+use rustix::fs::{Mode, OFlags, open};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = "/sys/fs/cgroup";
+const CONTAINERS: &str = "/sys/fs/cgroup/containers";
+/// Deepest nesting that a container's own cgroups may have, in levels, for init to remove them.
+const DEPTH_MAX: usize = 16;
+
+pub struct Hierarchy {
+    pub agent: OwnedFd,
+    pub fetcher: OwnedFd,
+    pub indexer: OwnedFd,
+}
+
+/// What the guest's own processes may use, in bytes. The fetcher's and indexer's limits hold page cache of what they
+/// write, too, which the kernel can drop; the tree that the indexer keeps of a layer is bounded well below.
+const AGENT_MEMORY: &str = "67108864";
+const FETCHER_MEMORY: &str = "134217728";
+const INDEXER_MEMORY: &str = "402653184";
+const PROCESSES: &str = "64";
+
+impl Hierarchy {
+    pub fn prepare() -> Result<Self, InitError> {
+        let prepare = || -> io::Result<Self> {
+            delegate(Path::new(ROOT))?;
+            std::fs::create_dir(CONTAINERS)?;
+            delegate(Path::new(CONTAINERS))?;
+            let puller = Path::new(ROOT).join("puller");
+            std::fs::create_dir(&puller)?;
+            delegate(&puller)?;
+            Ok(Self {
+                agent: limited(Path::new(ROOT).join("agent"), AGENT_MEMORY)?,
+                fetcher: limited(puller.join("fetcher"), FETCHER_MEMORY)?,
+                indexer: limited(puller.join("indexer"), INDEXER_MEMORY)?,
+            })
+        };
+        prepare().map_err(InitError::io("preparing the cgroup tree"))
+    }
+
+    /// On a tmpfs scratch the layers themselves count as the puller's memory, and the tmpfs has its own limit.
+    pub fn lift_puller_limit(&self) {
+        for name in ["fetcher", "indexer"] {
+            if let Err(error) = std::fs::write(format!("{ROOT}/puller/{name}/memory.max"), "max") {
+                say(&format!("lifting the puller's memory limit: {error}"));
+            }
+        }
+    }
+}
+
+/// A container's cgroup.
+pub struct Cgroup {
+    path: PathBuf,
+    pub directory: OwnedFd,
+}
+
+impl Cgroup {
+    /// `id` was checked to be one plain path component.
+    pub fn create(id: &str) -> io::Result<Self> {
+        let path = Path::new(CONTAINERS).join(id);
+        std::fs::create_dir(&path)?;
+        match open_directory(&path) {
+            Ok(directory) => Ok(Self { path, directory }),
+            Err(error) => {
+                let _ = std::fs::remove_dir(&path);
+                Err(error)
+            }
+        }
+    }
+
+    /// SIGKILL to every process in it, whatever namespaces it made.
+    pub fn kill(&self) -> io::Result<()> {
+        std::fs::write(self.path.join("cgroup.kill"), "1")
+    }
+
+    /// How many processes the kernel killed in it for want of memory.
+    pub fn out_of_memory_kills(&self) -> u64 {
+        let text = std::fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
+        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(0)
+    }
+
+    /// `EBUSY` while processes are left.
+    pub fn remove(&self) -> io::Result<()> {
+        remove_tree(&self.path, DEPTH_MAX)
+    }
+}
+
+/// A container may have made cgroups of its own beneath its own.
+fn remove_tree(path: &Path, depth: usize) -> io::Result<()> {
+    if let Some(deeper) = depth.checked_sub(1) {
+        for entry in std::fs::read_dir(path)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                remove_tree(&entry.path(), deeper)?;
+            }
+        }
+    }
+    match std::fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Every controller that the parent has goes down to the children.
+fn delegate(path: &Path) -> io::Result<()> {
+    let controllers = std::fs::read_to_string(path.join("cgroup.controllers"))?;
+    for controller in controllers.split_whitespace() {
+        std::fs::write(path.join("cgroup.subtree_control"), format!("+{controller}"))?;
+    }
+    Ok(())
+}
+
+fn limited(path: PathBuf, memory: &str) -> io::Result<OwnedFd> {
+    std::fs::create_dir(&path)?;
+    std::fs::write(path.join("memory.max"), memory)?;
+    std::fs::write(path.join("pids.max"), PROCESSES)?;
+    open_directory(&path)
+}
+
+fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    Ok(open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}

@@ -1,0 +1,91 @@
+//! Starting a launcher: one plan, its descriptors, and the status socket on which it answers.
+
+use nacre_protocols::init_launcher::{Mode, fd};
+use nacre_sys::process::{Child, PidNamespace, Spawn, spawn};
+use nacre_sys::seqpacket;
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+const LAUNCHER: &CStr = c"/usr/libexec/nacre/nacre-launcher";
+/// The manifest's capability ceiling. Nothing narrows it yet: all that Linux has, in hex.
+const CEILING: &CStr = c"1ffffffffff";
+
+/// A launcher that was started and has not closed its status socket.
+pub struct Launch {
+    pub child_pid: u32,
+    pub status: OwnedFd,
+    pub purpose: Purpose,
+    /// A `Ready`, `Done` or `Failed` was seen.
+    pub answered: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Purpose {
+    Process { container: String, exec: String },
+    Storage { tag: u32 },
+    Network { tag: u32 },
+    RemoveFiles { container: String },
+    Helper { name: &'static str },
+}
+
+/// What a launcher gets; what is `None` its mode does not need.
+pub struct Grant<'a> {
+    pub mode: Mode,
+    pub plan: BorrowedFd<'a>,
+    /// Standard streams.
+    pub stdio: [BorrowedFd<'a>; 3],
+    pub gate: Option<BorrowedFd<'a>>,
+    pub cgroup: Option<BorrowedFd<'a>>,
+    pub target: Option<BorrowedFd<'a>>,
+    pub inherited: &'a [BorrowedFd<'a>],
+    pub pid_namespace: PidNamespace<'a>,
+}
+
+/// Starts it; gives the child and our end of its status socket.
+pub fn launch(grant: &Grant<'_>) -> io::Result<(Child, OwnedFd)> {
+    let (ours, theirs) = seqpacket::pair()?;
+    let mut fds: Vec<(BorrowedFd<'_>, i32)> = Vec::with_capacity(nacre_sys::process::FDS_MAX);
+    for (number, stream) in (0..).zip(grant.stdio) {
+        fds.push((stream, number));
+    }
+    fds.push((theirs.as_fd(), fd::STATUS));
+    fds.push((grant.plan, fd::PLAN));
+    fds.extend(grant.gate.map(|gate| (gate, fd::GATE)));
+    fds.extend(grant.cgroup.map(|cgroup| (cgroup, fd::CGROUP)));
+    fds.extend(grant.target.map(|target| (target, fd::TARGET)));
+    fds.extend(grant.inherited.iter().copied().zip(fd::INHERITED..));
+    let mode = mode_word(grant.mode);
+    let child = spawn(&Spawn {
+        program: LAUNCHER,
+        args: &[c"nacre-launcher", mode, CEILING],
+        env: &[],
+        fds: &fds,
+        cgroup: grant.cgroup,
+        pid_namespace: grant.pid_namespace,
+        unprivileged: None,
+    })?;
+    Ok((child, ours))
+}
+
+fn mode_word(mode: Mode) -> &'static CStr {
+    match mode {
+        Mode::Create => c"create",
+        Mode::Exec => c"exec",
+        Mode::Storage => c"storage",
+        Mode::Network => c"network",
+        Mode::Helper => c"helper",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_are_those_of_the_edge() {
+        for mode in Mode::ALL {
+            assert_eq!(mode_word(mode).to_str().unwrap(), mode.word());
+        }
+    }
+}

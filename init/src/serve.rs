@@ -1,0 +1,242 @@
+//! Init's loop: one epoll over signals, the agent, and the status sockets of launchers.
+
+use crate::agent::{Agent, Deaths, Phase};
+use crate::boot::Timeline;
+use crate::cgroup::Hierarchy;
+use crate::cmdline::{Cmdline, ScratchChoice};
+use crate::console::say;
+use crate::launch::{Grant, Launch, Purpose, launch};
+use crate::puller::Puller;
+use crate::table::Container;
+use crate::{InitError, boot};
+use nacre_protocols::agent_init::{FRAME_MAX, OUTSTANDING_MAX, Request, STATE_BYTES, Scratch};
+use nacre_protocols::frame;
+use nacre_protocols::init_launcher::{LaunchFailure, Mode, PLAN_MAX, Plan, STATUS_MAX, Status, StorageStep};
+use nacre_sys::process::PidNamespace;
+use nacre_sys::{memfd, seqpacket, signals};
+use rustix::event::epoll;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+/// Tokens of the epoll set; launches have the numbers from here on.
+const SIGNALS: u64 = 0;
+const AGENT: u64 = 1;
+const FIRST_LAUNCH: u64 = 16;
+/// Events taken in one turn.
+const EVENTS_MAX: usize = 32;
+/// How often a removal that waits for its last process is tried again.
+const REMOVAL_TICK: Duration = Duration::from_millis(2);
+
+pub struct Init {
+    pub(crate) listener: OwnedFd,
+    pub(crate) cgroups: Hierarchy,
+    pub(crate) timeline: Timeline,
+    pub(crate) scratch: Scratch,
+    pub(crate) containers: BTreeMap<String, Container>,
+    pub(crate) launches: BTreeMap<u64, Launch>,
+    pub(crate) puller: Option<Puller>,
+    pub(crate) agent: Option<Agent>,
+    pub(crate) null: OwnedFd,
+    agent_state: OwnedFd,
+    agent_deaths: Deaths,
+    generation: u32,
+    next_launch: u64,
+    signals: OwnedFd,
+    epoll: OwnedFd,
+}
+
+impl Init {
+    pub fn new(listener: OwnedFd, cgroups: Hierarchy, timeline: Timeline) -> Result<Self, InitError> {
+        let signals = signals::descriptor(&[signals::SIGCHLD, signals::SIGTERM, signals::SIGINT])
+            .map_err(InitError::io("watching signals"))?;
+        let epoll =
+            epoll::create(epoll::CreateFlags::CLOEXEC).map_err(InitError::system("making the epoll set"))?;
+        watch(&epoll, signals.as_fd(), SIGNALS).map_err(InitError::io("watching signals"))?;
+        let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+        Ok(Self {
+            listener,
+            cgroups,
+            timeline,
+            scratch: Scratch::Tmpfs { bytes: 0 },
+            containers: BTreeMap::new(),
+            launches: BTreeMap::new(),
+            puller: None,
+            agent: None,
+            null: null.map_err(InitError::io("opening /dev/null"))?.into(),
+            agent_state: memfd::fixed("agent-state", STATE_BYTES)
+                .map_err(InitError::io("making the agent's state"))?,
+            agent_deaths: Deaths::default(),
+            generation: 0,
+            next_launch: FIRST_LAUNCH,
+            signals,
+            epoll,
+        })
+    }
+
+    /// Gives the sandbox its scratch space, by a launcher, and waits for it: nothing else is there to serve yet.
+    pub fn mount_scratch(&mut self, cmdline: &Cmdline) -> Result<(), InitError> {
+        let scratch_error = |message: String| InitError::Scratch { message };
+        let step = match &cmdline.scratch {
+            ScratchChoice::Disk(device) => StorageStep::ScratchDisk { device: device.clone() },
+            ScratchChoice::Tmpfs(bytes) => {
+                let half = rustix::system::sysinfo().totalram / 2;
+                StorageStep::ScratchTmpfs { bytes: bytes.unwrap_or(half) }
+            }
+        };
+        let plan =
+            self.seal_plan(&Plan::Storage(vec![step])).map_err(|error| scratch_error(error.to_string()))?;
+        let grant = self.storage_grant(Mode::Storage, plan.as_fd());
+        let (_child, status) = launch(&grant).map_err(InitError::io("starting the launcher"))?;
+        let mut buffer = vec![0; STATUS_MAX];
+        match seqpacket::receive(&status, &mut buffer) {
+            Ok(Some((length, _))) => match decode_status(&buffer, length) {
+                Some(Status::Done(_)) => {}
+                Some(Status::Failed(LaunchFailure { message, .. })) => return Err(scratch_error(message)),
+                _ => return Err(scratch_error("the launcher's answer does not decode".to_owned())),
+            },
+            _ => return Err(scratch_error("the launcher died".to_owned())),
+        }
+        let space = rustix::fs::statvfs(nacre_protocols::names::SCRATCH_DIR)
+            .map_err(InitError::system("measuring the scratch space"))?;
+        let bytes = space.f_blocks.saturating_mul(space.f_frsize);
+        self.scratch = match cmdline.scratch {
+            ScratchChoice::Disk(_) => Scratch::Disk { bytes },
+            ScratchChoice::Tmpfs(_) => Scratch::Tmpfs { bytes },
+        };
+        if matches!(self.scratch, Scratch::Tmpfs { .. }) {
+            self.cgroups.lift_puller_limit();
+        }
+        self.timeline.end("scratch");
+        Ok(())
+    }
+
+    pub fn start_agent(&mut self) -> Result<(), InitError> {
+        self.generation = self.generation.saturating_add(1);
+        let agent = Agent::start(
+            self.generation,
+            self.listener.as_fd(),
+            self.agent_state.as_fd(),
+            self.cgroups.agent.as_fd(),
+        )?;
+        watch(&self.epoll, agent.socket.as_fd(), AGENT).map_err(InitError::io("watching the agent"))?;
+        self.agent = Some(agent);
+        Ok(())
+    }
+
+    pub fn serve(&mut self) -> Result<Infallible, InitError> {
+        let mut events = Vec::with_capacity(EVENTS_MAX);
+        loop {
+            let removing = self.containers.values().any(|container| container.removal.is_some());
+            let timeout = removing
+                .then(|| rustix::event::Timespec { tv_sec: 0, tv_nsec: REMOVAL_TICK.as_nanos() as i64 });
+            events.clear();
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(InitError::system("waiting for events")(errno)),
+            }
+            for event in &events {
+                match event.data.u64() {
+                    SIGNALS => self.signals()?,
+                    AGENT => self.requests(),
+                    launch => self.launch_progress(launch),
+                }
+            }
+            self.go_on_removing();
+        }
+    }
+
+    fn signals(&mut self) -> Result<(), InitError> {
+        while let Ok(Some(signal)) = signals::next(self.signals.as_fd()) {
+            if signal != signals::SIGCHLD {
+                boot::power_off();
+            }
+        }
+        while let Some(ended) = nacre_sys::process::reap().map_err(InitError::io("reaping"))? {
+            if self.agent.as_ref().is_some_and(|agent| agent.pid == ended.pid) {
+                self.agent = None;
+                say(&format!("the agent ended with code {}; starting another", ended.code));
+                self.agent_deaths.record(ended.code)?;
+                self.start_agent()?;
+            } else {
+                self.child_ended(ended.pid, ended.code);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what the agent asks. All that is there is read in one turn: its number is bounded by the tags.
+    fn requests(&mut self) {
+        let mut buffer = [0; FRAME_MAX];
+        loop {
+            let Some(agent) = self.agent.as_mut().filter(|agent| agent.phase != Phase::Condemned) else {
+                return;
+            };
+            let (length, fds) = match seqpacket::try_receive(&agent.socket, &mut buffer) {
+                Ok(Some(received)) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // Its end: reaping it comes next.
+                Ok(None) => {
+                    let _ = epoll::delete(&self.epoll, &agent.socket);
+                    return;
+                }
+                Err(error) => return agent.condemn(&format!("its frame cannot be received: {error}")),
+            };
+            let request: Request = match frame::decode(buffer.get(..length).unwrap_or_default(), FRAME_MAX) {
+                Ok(request) => request,
+                Err(error) => return agent.condemn(&error.to_string()),
+            };
+            if agent.outstanding.len() >= OUTSTANDING_MAX {
+                return agent.condemn("too many requests without a reply");
+            }
+            if !agent.outstanding.insert(request.tag) {
+                return agent.condemn("a tag that is in use");
+            }
+            self.request(request, fds);
+        }
+    }
+
+    /// Watches a launcher's status socket under a number of its own.
+    pub(crate) fn follow(&mut self, child_pid: u32, status: OwnedFd, purpose: Purpose) -> io::Result<()> {
+        let number = self.next_launch;
+        self.next_launch += 1;
+        watch(&self.epoll, status.as_fd(), number)?;
+        self.launches.insert(number, Launch { child_pid, status, purpose, answered: false });
+        Ok(())
+    }
+
+    pub(crate) fn forget_launch(&mut self, number: u64) -> Option<Launch> {
+        let launch = self.launches.remove(&number)?;
+        let _ = epoll::delete(&self.epoll, &launch.status);
+        Some(launch)
+    }
+
+    pub(crate) fn seal_plan(&self, plan: &Plan) -> io::Result<OwnedFd> {
+        memfd::sealed("plan", &frame::encode(plan, PLAN_MAX).map_err(io::Error::other)?)
+    }
+
+    /// For launchers that start no container: streams from nowhere, errors to the console.
+    pub(crate) fn storage_grant<'a>(&'a self, mode: Mode, plan: BorrowedFd<'a>) -> Grant<'a> {
+        Grant {
+            mode,
+            plan,
+            stdio: [self.null.as_fd(), self.null.as_fd(), rustix::stdio::stderr()],
+            gate: None,
+            cgroup: None,
+            target: None,
+            inherited: &[],
+            pid_namespace: PidNamespace::Same,
+        }
+    }
+}
+
+pub(crate) fn decode_status(buffer: &[u8], length: usize) -> Option<Status> {
+    frame::decode(buffer.get(..length)?, STATUS_MAX).ok()
+}
+
+fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+    epoll::add(epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN)?;
+    Ok(())
+}

@@ -1,0 +1,29 @@
+//! The launcher's parts, as a library so that tests and fuzz targets reach them. One noun a file; the order of events is
+//! in `main.rs`, [`container`] and [`exec`].
+
+pub mod accounts;
+mod cgroup;
+pub mod check;
+pub mod confine;
+pub mod container;
+mod copy_up;
+pub mod descriptors;
+mod device_program;
+mod devices;
+pub mod error;
+pub mod exec;
+pub mod ext4;
+mod filesystem;
+mod masks;
+mod mounts;
+mod namespaces;
+pub mod network;
+mod process;
+mod procfs;
+mod rights;
+mod rootfs;
+pub mod status;
+pub mod storage;
+mod terminal;
+mod tree;
+mod user;

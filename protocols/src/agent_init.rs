@@ -1,0 +1,218 @@
+//! Agent to init: what the unprivileged agent may ask of PID 1.
+//!
+//! Carrier: one `SOCK_SEQPACKET` pair made by init, one frame a packet, descriptors by `SCM_RIGHTS`. The agent sends
+//! [`Request`]s, each with a tag of its own choosing that is not in use; init answers every one with a
+//! [`FromInit::Reply`] of the same tag, in any order, and sends [`FromInit::Event`]s between. A frame that is malformed,
+//! too long, out of phase or beyond [`OUTSTANDING_MAX`] ends the agent; init starts a new one, which begins with
+//! [`RequestBody::Hello`] and then asks for what init holds.
+//!
+//! Order of descriptors is part of each message and written beside it.
+
+use serde::{Deserialize, Serialize};
+
+/// Goes up with every incompatible change; both ends come from one image, so a mismatch is a packing error.
+pub const VERSION: u32 = 1;
+/// Longest frame either way, in bytes.
+pub const FRAME_MAX: usize = 16 * 1024;
+/// Most descriptors that one frame carries.
+pub const FDS_MAX: usize = 4;
+/// Most requests without a reply.
+pub const OUTSTANDING_MAX: usize = 16;
+/// Size of the agent's state memfd, in bytes.
+pub const STATE_BYTES: u64 = 1024 * 1024;
+/// Longest text in a [`Failure`], in bytes; init cuts what is longer.
+pub const MESSAGE_MAX: usize = 1024;
+
+/// The descriptors that the agent is born with, by number. 0 and 1 are `/dev/null`, 2 is the guest's console.
+pub mod agent_fd {
+    /// Listening `AF_VSOCK` stream socket; init keeps its own copy for the VM's whole life.
+    pub const LISTENER: i32 = 3;
+    /// The agent's end of this edge.
+    pub const INIT: i32 = 4;
+    /// Opaque state of the agent: a memfd of [`super::STATE_BYTES`], the same one for every agent of this boot.
+    pub const STATE: i32 = 5;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    pub tag: u32,
+    pub body: RequestBody,
+}
+
+/// A process of a container: its first one when `exec` is empty.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ProcessRef {
+    pub container: String,
+    pub exec: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RequestBody {
+    /// The first request of every agent. Reply: [`ReplyBody::Welcome`].
+    Hello { version: u32 },
+    /// The `index`th process that init holds. Reply: [`ReplyBody::Held`] or [`ReplyBody::NoMore`].
+    Held { index: u32 },
+    /// Create a container up to its start gate. Descriptors: the plan (sealed memfd). Reply: [`ReplyBody::Created`].
+    CreateContainer { id: String, pid_namespace: PidNamespace, terminal: bool },
+    /// Open the start gate. Reply: [`ReplyBody::Done`] after the command was executed.
+    StartContainer { id: String },
+    /// Start a process in a running container. Descriptors: the plan. Reply: [`ReplyBody::Created`].
+    Exec { process: ProcessRef, terminal: bool },
+    /// Send `signal` to one process, or to every process of the container's cgroup (only with 9, SIGKILL).
+    Signal { process: ProcessRef, signal: u8, whole_container: bool },
+    /// Drop init's copy of the process's standard input, so that the agent's close becomes end-of-file.
+    CloseStdin { process: ProcessRef },
+    /// Drop the record and descriptors of a process that has exited.
+    Forget { process: ProcessRef },
+    /// Kill what is left of a container and remove its cgroup and its writable files. Idempotent.
+    RemoveContainer { id: String },
+    /// Run a storage plan. Descriptors: the plan. Reply: [`ReplyBody::Done`].
+    Storage,
+    /// Run a network plan. Descriptors: the plan. Reply: [`ReplyBody::Network`].
+    Network,
+    /// Connect to the puller, starting it if it does not run. Reply: [`ReplyBody::Puller`].
+    ConnectPuller,
+    /// Set the host name of the sandbox (UTS namespace of init).
+    SetHostname { name: String },
+    /// Set the wall clock; init refuses a time before its own build.
+    SetClock { seconds: i64, microseconds: u32 },
+    /// What `/proc` says of the guest's own processes. Reply: [`ReplyBody::Report`].
+    Report,
+    /// End the VM: kill all, sync, reboot.
+    PowerOff,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PidNamespace {
+    /// A fresh one: the container's process is its PID 1.
+    Own,
+    /// The one of this running container.
+    Container(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromInit {
+    Reply { tag: u32, result: Result<ReplyBody, Failure> },
+    Event(Event),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplyBody {
+    Done,
+    Welcome(Welcome),
+    /// Descriptors as for [`ReplyBody::Created`].
+    Held(HeldProcess),
+    NoMore,
+    /// Descriptors: the pty master with a terminal; else stdin's write end, stdout's and stderr's read ends.
+    Created {
+        pid: u32,
+    },
+    Network(NetworkState),
+    /// Descriptors: the agent's end of the agent-puller edge.
+    Puller,
+    Report(Vec<ProcessReport>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// How often an agent was started in this boot, this one included.
+    pub generation: u32,
+    /// Boot stages in order, each with its end in microseconds after the kernel's start.
+    pub boot: Vec<(String, u64)>,
+    pub scratch: Scratch,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scratch {
+    Disk { bytes: u64 },
+    Tmpfs { bytes: u64 },
+}
+
+/// One process that init holds, for an agent that has just started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldProcess {
+    pub process: ProcessRef,
+    pub pid: u32,
+    pub terminal: bool,
+    pub state: HeldState,
+    /// False after [`RequestBody::CloseStdin`]; then the first descriptor is missing.
+    pub stdin_open: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HeldState {
+    /// At the start gate.
+    Created,
+    Running,
+    Exited(ExitStatus),
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitStatus {
+    /// Its exit code, or 128 plus the signal that killed it.
+    pub code: u8,
+    /// The kernel killed something in its cgroup for want of memory.
+    pub out_of_memory: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    Exited { process: ProcessRef, status: ExitStatus },
+    PullerExited,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub kind: FailureKind,
+    /// One sentence: what was tried on what, and why it failed. At most [`MESSAGE_MAX`] bytes.
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// No such container or process.
+    NotFound,
+    /// The id is taken.
+    Exists,
+    /// The manifest does not allow it.
+    Refused,
+    /// Not in this state of the container (start of a running one, exec in a stopped one).
+    State,
+    /// The command does not exist in the container: exit code 127 by convention.
+    CommandNotFound,
+    /// The command cannot be executed: exit code 126 by convention.
+    CommandNotExecutable,
+    /// No space left on the scratch disk.
+    DiskFull,
+    /// No interface has the hardware address that was asked for.
+    LinkNotFound,
+    /// A system call failed, or the launcher died.
+    System,
+}
+
+/// Interfaces and main-table routes after a network plan was applied.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkState {
+    pub routes: Vec<RouteState>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteState {
+    /// `address/prefix`, or empty for the default route.
+    pub destination: String,
+    pub gateway: String,
+    pub device: String,
+    pub source: String,
+    pub scope: u8,
+    pub ipv6: bool,
+}
+
+/// Memory of one of the guest's own processes, in KiB, from `/proc/PID/smaps_rollup`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessReport {
+    pub name: String,
+    pub pid: u32,
+    pub resident_kib: u32,
+    pub anonymous_kib: u32,
+}

@@ -1,0 +1,199 @@
+//! Agent to puller: pull this reference with these rules; progress; the verified digests.
+//!
+//! Carrier: a `SOCK_SEQPACKET` pair made by init; the puller's fetcher has its end at descriptor [`FETCHER_FD`]. Several
+//! pulls may go on at once, told apart by an id of the agent's choosing. When the agent's end closes, the puller
+//! gives up what is under way and exits; what was committed to the store stays.
+//!
+//! The puller is not trusted with more than it fetched: the agent takes from its answer digests, sizes and the image's
+//! configuration; the launcher mounts only what the store holds under those digests.
+
+use crate::names::Sha256;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// Longest frame either way, in bytes.
+pub const FRAME_MAX: usize = 128 * 1024;
+/// Most pulls at once.
+pub const PULLS_MAX: usize = 8;
+/// Most layers of an image.
+pub const LAYERS_MAX: usize = 128;
+/// Longest reference, in bytes, before normalisation.
+pub const REFERENCE_MAX: usize = 1024;
+/// Longest text of a failure, in bytes.
+pub const MESSAGE_MAX: usize = 2048;
+/// The fetcher's end of this edge.
+pub const FETCHER_FD: i32 = 3;
+/// The fetcher's end of the edge to the indexer ([`crate::fetcher_indexer`]).
+pub const INDEXER_FD: i32 = 4;
+pub use crate::names::STORE_MOUNT;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    Pull {
+        id: u32,
+        pull: Box<Pull>,
+    },
+    /// Reply: [`Reply::Failed`] with [`PullFailureKind::Cancelled`], or the end that was on its way.
+    Cancel {
+        id: u32,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pull {
+    /// As a person types it; the puller normalises it as docker does.
+    pub reference: String,
+    pub platform: Platform,
+    pub credentials: Credentials,
+    /// Registries (`host[:port]`) that may be spoken to by plain http or with an unknown certificate.
+    pub insecure: Vec<String>,
+    /// More roots of trust, PEM.
+    pub certificate_authorities: Vec<String>,
+    /// Where a host name of the reference is found, before any DNS: the sandbox's way to the host's loopback.
+    pub aliases: Vec<HostAlias>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostAlias {
+    pub host: String,
+    pub address: IpAddr,
+}
+
+/// Names of the image specification (GOOS, GOARCH): `linux`, `amd64`, variant possibly empty.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Platform {
+    pub os: String,
+    pub architecture: String,
+    pub variant: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Credentials {
+    Anonymous,
+    Basic {
+        user: String,
+        password: String,
+    },
+    /// OAuth2 refresh token.
+    IdentityToken(String),
+}
+
+/// Never prints a secret.
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Credentials::Anonymous => "Anonymous",
+            Credentials::Basic { .. } => "Basic",
+            Credentials::IdentityToken(_) => "IdentityToken",
+        })
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The manifest is verified: these are the layers, lowest first. Sent once.
+    Layers {
+        id: u32,
+        layers: Vec<LayerToPull>,
+    },
+    /// `fetched` compressed bytes of layer `index` so far, at most some ten times a second for each layer.
+    Progress {
+        id: u32,
+        index: u16,
+        fetched: u64,
+    },
+    /// Layer `index` is in the store, verified.
+    LayerDone {
+        id: u32,
+        index: u16,
+    },
+    Done {
+        id: u32,
+        image: Box<PulledImage>,
+    },
+    Failed {
+        id: u32,
+        failure: PullFailure,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerToPull {
+    /// Of the blob as the registry has it.
+    pub digest: Sha256,
+    /// Compressed, in bytes.
+    pub size: u64,
+    /// Was in the store already.
+    pub present: bool,
+}
+
+/// An image whose every byte was checked against the digests that lead to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PulledImage {
+    /// Normalised: `registry/repository:tag` or `…@sha256:…`.
+    pub reference: String,
+    /// Of the manifest for the platform.
+    pub manifest: Sha256,
+    /// Of what the reference named: the index, or the manifest again.
+    pub root: Sha256,
+    pub config: Sha256,
+    /// Lowest first.
+    pub layers: Vec<PulledLayer>,
+    pub process: ImageConfig,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PulledLayer {
+    pub diff_id: Sha256,
+    /// In bytes: as the registry has it, and as a plain tar.
+    pub compressed: u64,
+    pub tar: u64,
+}
+
+/// What an image's configuration says of the process to start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageConfig {
+    pub entrypoint: Vec<String>,
+    pub command: Vec<String>,
+    pub env: Vec<String>,
+    pub working_directory: String,
+    /// `user[:group]`, names or numbers.
+    pub user: String,
+    /// Such as `SIGTERM` or `15`; empty for the default.
+    pub stop_signal: String,
+    pub volumes: Vec<String>,
+    pub exposed_ports: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullFailure {
+    pub kind: PullFailureKind,
+    /// The stage, the object and the cause, in at most [`MESSAGE_MAX`] bytes.
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PullFailureKind {
+    /// The reference does not parse.
+    Reference,
+    NameResolution,
+    Connect,
+    Tls,
+    Unauthorized,
+    NotFound,
+    /// Something does not have the digest that names it.
+    Digest,
+    /// The image is not made for this platform.
+    Platform,
+    /// A named limit was reached.
+    Limit,
+    /// The registry stopped sending.
+    Stalled,
+    /// The scratch disk is full.
+    DiskFull,
+    /// The registry, a manifest, a configuration or a layer is not what the specification says.
+    Malformed,
+    Cancelled,
+    /// A fault of the puller's own.
+    Internal,
+}

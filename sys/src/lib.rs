@@ -1,0 +1,19 @@
+//! Every system call wrapper; the only crate that says unsafe.
+
+pub mod bpf;
+pub mod exec;
+#[cfg(feature = "kvm")]
+pub mod kvm_probe;
+pub mod lease;
+pub mod link;
+pub mod loop_device;
+pub mod malloc;
+pub mod memfd;
+pub mod mounting;
+pub mod process;
+pub mod seccomp;
+pub mod seqpacket;
+pub mod signals;
+#[cfg(feature = "host")]
+pub mod spawn;
+pub mod vsock;

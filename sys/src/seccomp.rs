@@ -1,0 +1,32 @@
+//! Loading a seccomp program (seccomp(2)) without touching no_new_privs: PID 1's floor must not take set-user-ID away
+//! from containers.
+
+use std::io;
+
+/// One instruction of classic BPF, as in `struct sock_filter`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Instruction {
+    pub code: u16,
+    pub jt: u8,
+    pub jf: u8,
+    pub k: u32,
+}
+
+/// Longest program that the kernel takes (BPF_MAXINSNS).
+pub const PROGRAM_MAX: usize = 4096;
+
+/// Installs `program` for the calling thread and all that it will start. Needs CAP_SYS_ADMIN or no_new_privs.
+/// `flags` are those of `SECCOMP_SET_MODE_FILTER`.
+pub fn load(program: &[Instruction], flags: u32) -> io::Result<()> {
+    if program.is_empty() || program.len() > PROGRAM_MAX {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let prog =
+        libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr() as *mut libc::sock_filter };
+    // SAFETY: `prog` points at `len` instructions of the kernel's own layout (`Instruction` is repr(C) with the
+    // fields of `struct sock_filter`), alive for the whole call; the kernel copies them.
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const prog) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,331 @@
+//! The command line. Words are docker's wherever docker has one.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+use super::values::{self, PublishArg, ScratchArg, VolumeArg};
+
+/// Runs each container in a virtual machine of its own. The image is pulled, verified and unpacked inside.
+#[derive(Debug, Parser)]
+#[command(name = "nacre", version, arg_required_else_help = true, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a command in a new container
+    Run(Box<Run>),
+    /// Run a command in a container that runs
+    Exec(Exec),
+    /// List containers
+    Ps(Ps),
+    /// Show the output of a detached container
+    Logs(Logs),
+    /// Ask a container to end, and kill it if it does not
+    Stop(Stop),
+    /// Send a signal to a container
+    Kill(Kill),
+    /// Remove what is left of a container
+    Rm(Rm),
+    /// Say what this host can do, and how to fix what it cannot
+    Doctor(Doctor),
+    /// The process that owns a sandbox; started by `run`
+    #[command(hide = true)]
+    Monitor { directory: PathBuf },
+}
+
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Keep standard input open
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the container a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Run in the background, and print the name
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Remove the container when it has ended; this is what happens anyway, see --keep
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub rm: bool,
+    /// Keep the record and the log of the container when it has ended, until `nacre rm`
+    #[arg(long)]
+    pub keep: bool,
+    /// A name for the container (and for its sandbox)
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Run in the sandbox of this container, sharing its layers and network, instead of a new one
+    #[arg(long = "in", value_name = "NAME", conflicts_with_all = ["volume", "publish", "accel", "scratch", "vm_memory"])]
+    pub within: Option<String>,
+
+    /// Set a variable: NAME=VALUE, or NAME to take it from here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Read variables from a file, one a line
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// Working directory in the container
+    #[arg(short, long, value_name = "DIRECTORY")]
+    pub workdir: Option<String>,
+    /// User, or user:group, by name or number
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// Host name
+    #[arg(long)]
+    pub hostname: Option<String>,
+    /// Instead of the image's entrypoint; empty for none
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
+
+    /// Share a directory of the host: HOST:CONTAINER[:ro]
+    #[arg(short, long, value_name = "HOST:CONTAINER[:ro]", value_parser = values::volume)]
+    pub volume: Vec<VolumeArg>,
+    /// Make the root file system read-only
+    #[arg(long)]
+    pub read_only: bool,
+    /// Where layers and writes go: a size such as 20g for a disk, or tmpfs for the sandbox's memory
+    #[arg(long, value_name = "SIZE|tmpfs", value_parser = values::scratch)]
+    pub scratch: Option<ScratchArg>,
+
+    /// Network of the container
+    #[arg(long, value_enum, default_value_t = Network::User)]
+    pub net: Network,
+    /// Lead a port of the host into the container: [ADDRESS:]HOST:CONTAINER[/udp]
+    #[arg(short, long, value_name = "[ADDRESS:]HOST:CONTAINER[/udp]", value_parser = values::publish)]
+    pub publish: Vec<PublishArg>,
+
+    /// Memory of the container, such as 512m
+    #[arg(short, long, value_name = "SIZE", value_parser = values::size)]
+    pub memory: Option<u64>,
+    /// Processors, such as 0.5
+    #[arg(long, value_parser = values::cpus)]
+    pub cpus: Option<f64>,
+    /// Most processes and threads; -1 for no limit
+    #[arg(long, value_parser = values::pids, allow_negative_numbers = true)]
+    pub pids_limit: Option<i64>,
+
+    /// Give a capability, or ALL
+    #[arg(long, value_name = "CAPABILITY")]
+    pub cap_add: Vec<String>,
+    /// Take a capability, or ALL
+    #[arg(long, value_name = "CAPABILITY")]
+    pub cap_drop: Vec<String>,
+    /// seccomp=unconfined, seccomp=FILE, or no-new-privileges
+    #[arg(long, value_name = "OPTION", value_parser = values::security)]
+    pub security_opt: Vec<values::Security>,
+
+    /// Platform of the image: OS/ARCHITECTURE[/VARIANT]
+    #[arg(long, default_value = "linux/amd64", value_parser = values::platform)]
+    pub platform: (String, String, String),
+    /// Verify the registry's certificate
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub tls_verify: bool,
+    /// A registry (HOST[:PORT]) that may be spoken to by plain http or with an unknown certificate
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub insecure_registry: Vec<String>,
+    /// Trust the certificates in this PEM file, too
+    #[arg(long, value_name = "FILE")]
+    pub ca_cert: Vec<PathBuf>,
+    /// Credentials for the registry; without them those of docker login and podman login are used
+    #[arg(long, value_name = "USER:PASSWORD")]
+    pub creds: Option<String>,
+
+    /// Memory of the virtual machine, such as 1g
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    pub vm_memory: Option<u64>,
+    /// What executes the virtual machine
+    #[arg(long, value_enum, default_value_t = AccelArg::Auto)]
+    pub accel: AccelArg,
+    /// Kernel of the virtual machine
+    #[arg(long, env = "NACRE_KERNEL", value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Guest image of the virtual machine
+    #[arg(long = "image", env = "NACRE_IMAGE", value_name = "FILE")]
+    pub image_file: Option<PathBuf>,
+    /// Seconds that the virtual machine may take to boot
+    #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub boot_timeout: u32,
+
+    /// Print nothing of our own but errors
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Write stages, times and sizes as JSON to this file
+    #[arg(long, value_name = "FILE")]
+    pub timings: Option<PathBuf>,
+
+    /// An image (a reference, oci:DIRECTORY[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:TAG]), then the
+    /// command and its arguments, instead of the image's
+    #[arg(value_names = ["IMAGE", "COMMAND"], required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
+    pub words: Vec<String>,
+}
+
+/// What of `words` comes first, and the rest. The parser lets every word through from the first that it does not know, so
+/// that the command's own options reach it; a first word that looks like an option is a mistake.
+pub fn first_word(words: &[String]) -> Result<(&str, &[String]), String> {
+    match words.split_first() {
+        Some((first, _)) if first.starts_with('-') => Err(format!("there is no option {first:?}")),
+        Some((first, rest)) => Ok((first, rest)),
+        None => Err("an argument is missing".to_owned()),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Network {
+    /// Through this user's own sockets, without privilege
+    User,
+    /// QEMU's own, which does not filter: the container reaches every service on this host's loopback
+    Slirp,
+    /// None at all
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AccelArg {
+    /// KVM if it really executes, else tcg
+    Auto,
+    Kvm,
+    /// QEMU's translator
+    Tcg,
+}
+
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// Keep standard input open
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Set a variable: NAME=VALUE, or NAME to take it from here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Working directory in the container
+    #[arg(short, long, value_name = "DIRECTORY")]
+    pub workdir: Option<String>,
+    /// User, or user:group, by name or number
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// The container, then the command and its arguments
+    #[arg(value_names = ["NAME", "COMMAND"], required = true, num_args = 2.., trailing_var_arg = true, allow_hyphen_values = true)]
+    pub words: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Ps {
+    /// Those that have ended, too
+    #[arg(short, long)]
+    pub all: bool,
+    /// Names only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// Go on until the container ends
+    #[arg(short, long)]
+    pub follow: bool,
+    pub name: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Stop {
+    /// Seconds until the container is killed
+    #[arg(short, long, default_value_t = 10)]
+    pub time: u32,
+    #[arg(required = true)]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Kill {
+    /// By name or number
+    #[arg(short, long, default_value = "KILL", value_parser = values::signal)]
+    pub signal: u32,
+    #[arg(required = true)]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Rm {
+    /// Kill the container first, if it runs
+    #[arg(short, long)]
+    pub force: bool,
+    #[arg(required = true)]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Kernel of the virtual machine
+    #[arg(long, env = "NACRE_KERNEL", value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Guest image of the virtual machine
+    #[arg(long = "image", env = "NACRE_IMAGE", value_name = "FILE")]
+    pub image_file: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn run(line: &str) -> Result<Box<Run>, clap::Error> {
+        match Cli::try_parse_from(line.split_whitespace())?.command {
+            Command::Run(run) => Ok(run),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_the_image_belongs_to_the_command() {
+        let parsed = run("nacre run -it -e A=1 -v /a:/b:ro img -t --rm -- x").unwrap();
+        assert!(parsed.interactive && parsed.tty && parsed.rm);
+        assert_eq!(parsed.words, ["img", "-t", "--rm", "--", "x"]);
+        assert_eq!(parsed.env, ["A=1"]);
+        assert!(parsed.volume[0].read_only);
+    }
+
+    #[test]
+    fn options_have_dockers_words_and_defaults() {
+        let plain = run("nacre run img").unwrap();
+        assert!(plain.rm && plain.tls_verify && !plain.keep);
+        assert_eq!((plain.net, plain.accel, plain.boot_timeout), (Network::User, AccelArg::Auto, 120));
+        assert_eq!(plain.platform.1, "amd64");
+        let full = run(
+            "nacre run -d --rm=false --name web -m 512m --cpus 1.5 --pids-limit -1 -p 127.0.0.1:8080:80 -w /srv -u 1:2 \
+             --entrypoint sh --net none --scratch 2g --tls-verify=false --insecure-registry r:5000 --creds a:b \
+             --cap-drop ALL --cap-add KILL --security-opt no-new-privileges --read-only img a b",
+        )
+        .unwrap();
+        assert!(full.detach && !full.rm && !full.tls_verify && full.read_only);
+        assert_eq!((full.memory, full.cpus, full.pids_limit), (Some(512 << 20), Some(1.5), Some(-1)));
+        assert_eq!(full.words, ["img", "a", "b"]);
+    }
+
+    #[test]
+    fn wrong_lines_are_refused() {
+        for line in [
+            "nacre run",
+            "nacre run -m 1k img",
+            "nacre run -v named:/x:zz img",
+            "nacre run -p 80 img",
+            "nacre run --net host img",
+            "nacre run --in other -v /a:/b img",
+            "nacre exec name",
+            "nacre kill -s NOTHING x",
+            "nacre stop",
+            "nacre frobnicate",
+        ] {
+            assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
+        }
+    }
+}

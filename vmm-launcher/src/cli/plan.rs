@@ -1,0 +1,268 @@
+//! `run`'s command line, checked and completed before anything is started.
+
+use std::path::Path;
+use std::time::Duration;
+
+use nacre_protocols::names::SHARED_DIR;
+
+use super::args::{AccelArg, Network, Run, first_word};
+use super::attach::Streams;
+use super::error::Failure;
+use super::run::absolute;
+use super::values::{ScratchArg, Security, VolumeArg};
+use super::{environment, find, guest_files, terminal};
+use crate::images::{Credentials, ImageSource, RegistryHost, loopback_registry, registry_host};
+use crate::sandbox::session::Wanted;
+use crate::sandbox::spec::{ContainerSettings, Limits, SeccompChoice, Volume};
+use crate::sandbox::{AccelSetting, MachineConfig, ScratchSetting, SharedDirectory, random_name};
+
+/// Memory of a VM unless more is asked for, in MiB.
+const VM_MEMORY_MIB: u64 = 512;
+/// What kernel, agent and page tables need besides the container's own, in MiB.
+const VM_OVERHEAD_MIB: u64 = 192;
+/// Size of the scratch disk; the file is sparse, so this is a limit.
+const SCRATCH_BYTES: u64 = 32 << 30;
+/// On disk rather than in memory, unlike `/run` and often `/tmp`.
+const SCRATCH_DIRECTORY: &str = "/var/tmp";
+const SCRATCH_VARIABLE: &str = "NACRE_SCRATCH_DIR";
+/// Longest file of certificates, in bytes.
+const CERTIFICATES_MAX: u64 = 1024 * 1024;
+/// docker.io, in the files of `docker login`.
+const DEFAULT_REGISTRY: &str = "docker.io";
+/// Ports of a registry whose reference names none.
+const REGISTRY_PORTS: [u16; 2] = [443, 80];
+
+pub struct Plan {
+    pub name: String,
+    pub source: ImageSource,
+    /// The image argument, its path absolute.
+    pub image: String,
+    /// The registry, if it is on this host's loopback.
+    pub loopback: Option<RegistryHost>,
+    /// All but what only the sandbox's network tells.
+    pub wanted: Wanted,
+    pub settings: ContainerSettings,
+    pub streams: Streams,
+    pub detach: bool,
+    pub keep: bool,
+    pub place: Place,
+    pub boot_timeout: Duration,
+    /// One line each for the user.
+    pub notices: Vec<String>,
+}
+
+/// Where the container goes.
+pub enum Place {
+    New(MachineConfig),
+    /// The sandbox of this container.
+    In(String),
+}
+
+impl Plan {
+    pub fn new(args: Run) -> Result<Self, Failure> {
+        let (image, command) = first_word(&args.words)
+            .map_err(|problem| Failure::new("arguments", problem).next("see nacre run --help"))?;
+        let (source, image) = source(image)?;
+        if args.interactive && args.tty && !args.detach && !terminal::stdin_is_terminal() {
+            return Err(
+                Failure::new("arguments", "-it, but standard input is not a terminal").next("leave -t out")
+            );
+        }
+        let name = name(args.name.as_deref())?;
+        let mut notices = Vec::new();
+        if args.cpus.is_some_and(|cpus| cpus > 1.0) {
+            notices.push("the sandbox has one virtual processor: --cpus above 1 changes nothing".to_owned());
+        }
+        let loopback = match &source {
+            ImageSource::Registry(reference) => loopback_registry(reference),
+            _ => None,
+        };
+        let shares = args.volume.iter().map(share).collect::<Result<Vec<_>, _>>()?;
+        let place = match &args.within {
+            Some(name) => Place::In(name.clone()),
+            None => Place::New(machine(&args, &name, &shares, loopback.as_ref())?),
+        };
+        Ok(Self {
+            wanted: wanted(&args, &source, &mut notices)?,
+            settings: settings(&args, command.to_vec(), &name, &shares)?,
+            streams: Streams { interactive: args.interactive, terminal: args.tty },
+            detach: args.detach,
+            keep: args.keep || !args.rm,
+            boot_timeout: Duration::from_secs(args.boot_timeout.into()),
+            name,
+            source,
+            image,
+            loopback,
+            place,
+            notices,
+        })
+    }
+
+    /// Ports of this host's loopback that the pull needs.
+    pub fn loopback_ports(&self) -> Vec<u16> {
+        loopback_ports(self.loopback.as_ref())
+    }
+}
+
+/// The image, and its text with an absolute path for the monitor.
+fn source(text: &str) -> Result<(ImageSource, String), Failure> {
+    let failed = |error| Failure::new("arguments", format!("{text}: {error}"));
+    let source = ImageSource::parse(text).map_err(failed)?;
+    let (kind, path, tag) = match &source {
+        ImageSource::Registry(reference) => return Ok((source.clone(), reference.clone())),
+        ImageSource::OciLayout { directory, tag } => ("oci", directory, tag),
+        ImageSource::OciArchive { file, tag } => ("oci-archive", file, tag),
+        ImageSource::DockerArchive { file, tag } => ("docker-archive", file, tag),
+    };
+    // A wrong path or tag is told before a VM is booted for it.
+    source.open().map_err(failed)?;
+    let path = absolute(path)?;
+    let tag = tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
+    Ok((source.clone(), format!("{kind}:{}{tag}", path.display())))
+}
+
+fn name(given: Option<&str>) -> Result<String, Failure> {
+    match given {
+        None => random_name().map_err(|error| Failure::new("start", error)),
+        Some(name) => {
+            if find::all()?.iter().any(|target| target.container.name == name) {
+                return Err(Failure::new("arguments", format!("the name {name:?} is taken"))
+                    .next(format!("choose another, or nacre rm {name}")));
+            }
+            Ok(name.to_owned())
+        }
+    }
+}
+
+fn share(volume: &VolumeArg) -> Result<SharedDirectory, Failure> {
+    let host = absolute(&volume.host)?;
+    std::fs::metadata(&host).map_err(|error| {
+        Failure::new("arguments", format!("-v {}: {error}", host.display())).next("make the directory first")
+    })?;
+    Ok(SharedDirectory { host, read_only: volume.read_only })
+}
+
+fn machine(
+    args: &Run,
+    name: &str,
+    shares: &[SharedDirectory],
+    loopback: Option<&RegistryHost>,
+) -> Result<MachineConfig, Failure> {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let memory = match (args.vm_memory, args.memory) {
+        (Some(whole), _) => mib(whole),
+        (None, Some(container)) => VM_MEMORY_MIB.max(mib(container) + VM_OVERHEAD_MIB),
+        (None, None) => VM_MEMORY_MIB,
+    };
+    Ok(MachineConfig {
+        name: name.to_owned(),
+        kernel: guest_files::kernel(args.kernel.as_deref())?,
+        image: guest_files::image(args.image_file.as_deref())?,
+        memory_mib: u32::try_from(memory).unwrap_or(u32::MAX),
+        scratch: match &args.scratch {
+            Some(ScratchArg::Tmpfs) => ScratchSetting::Tmpfs,
+            Some(ScratchArg::Disk(bytes)) => {
+                ScratchSetting::Disk { bytes: *bytes, directory: scratch_directory()? }
+            }
+            None => ScratchSetting::Disk { bytes: SCRATCH_BYTES, directory: scratch_directory()? },
+        },
+        unfiltered_network: args.net == Network::Slirp,
+        shares: shares.to_vec(),
+        publish: args.publish.clone(),
+        loopback_ports: loopback_ports(loopback),
+        accel: match args.accel {
+            AccelArg::Auto => AccelSetting::Auto,
+            AccelArg::Kvm => AccelSetting::Kvm,
+            AccelArg::Tcg => AccelSetting::Tcg,
+        },
+    })
+}
+
+/// Where scratch disks are made.
+pub fn scratch_directory() -> Result<std::path::PathBuf, Failure> {
+    match std::env::var_os(SCRATCH_VARIABLE).filter(|path| !path.is_empty()) {
+        Some(path) => absolute(Path::new(&path)),
+        None if Path::new(SCRATCH_DIRECTORY).is_dir() => Ok(SCRATCH_DIRECTORY.into()),
+        None => Ok(std::env::temp_dir()),
+    }
+}
+
+fn loopback_ports(registry: Option<&RegistryHost>) -> Vec<u16> {
+    match registry {
+        None => Vec::new(),
+        Some(RegistryHost { port: Some(port), .. }) => vec![*port],
+        Some(_) => REGISTRY_PORTS.into(),
+    }
+}
+
+fn wanted(args: &Run, source: &ImageSource, notices: &mut Vec<String>) -> Result<Wanted, Failure> {
+    let mut wanted = Wanted { platform: args.platform.clone(), ..Default::default() };
+    let ImageSource::Registry(reference) = source else { return Ok(wanted) };
+    wanted.reference.clone_from(reference);
+    let registry =
+        registry_host(reference).map_or_else(|| DEFAULT_REGISTRY.to_owned(), |host| host.authority());
+    wanted.insecure.clone_from(&args.insecure_registry);
+    if !args.tls_verify {
+        wanted.insecure.push(registry.clone());
+    }
+    for path in &args.ca_cert {
+        let failed =
+            |error: String| Failure::new("arguments", format!("--ca-cert {}: {error}", path.display()));
+        let length = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
+        if length > CERTIFICATES_MAX {
+            return Err(failed(format!("longer than {CERTIFICATES_MAX} bytes")));
+        }
+        let pem = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+        wanted.certificate_authorities.push(pem);
+    }
+    wanted.credentials = match &args.creds {
+        Some(text) => Some(Credentials::parse(text).map_err(|error| Failure::new("arguments", error))?),
+        None => Credentials::find(&registry).unwrap_or_else(|error| {
+            notices.push(format!("no credentials for {registry}: {error}"));
+            None
+        }),
+    };
+    Ok(wanted)
+}
+
+fn settings(
+    args: &Run,
+    command: Vec<String>,
+    name: &str,
+    shares: &[SharedDirectory],
+) -> Result<ContainerSettings, Failure> {
+    let volumes = args.volume.iter().zip(shares).enumerate().map(|(index, (volume, share))| Volume {
+        host: share.host.clone(),
+        source: format!("{SHARED_DIR}/{}", share.share(index).guest_path().display()),
+        destination: volume.container.clone(),
+        read_only: volume.read_only,
+    });
+    let seccomp = args.security_opt.iter().rev().find_map(|option| match option {
+        Security::Seccomp(choice) => Some(choice.clone()),
+        Security::NoNewPrivileges => None,
+    });
+    if let Some(SeccompChoice::File(path)) = &seccomp {
+        std::fs::metadata(path)
+            .map_err(|error| Failure::new("arguments", format!("seccomp={}: {error}", path.display())))?;
+    }
+    Ok(ContainerSettings {
+        entrypoint: args
+            .entrypoint
+            .as_ref()
+            .map(|program| if program.is_empty() { Vec::new() } else { vec![program.clone()] }),
+        command,
+        env: environment::collect(&args.env_file, &args.env)?,
+        cwd: args.workdir.clone(),
+        user: args.user.clone(),
+        hostname: args.hostname.clone().unwrap_or_else(|| name.to_owned()),
+        terminal: args.tty.then(|| terminal::size().unwrap_or_default()),
+        read_only: args.read_only,
+        volumes: volumes.collect(),
+        cap_add: args.cap_add.clone(),
+        cap_drop: args.cap_drop.clone(),
+        no_new_privileges: args.security_opt.contains(&Security::NoNewPrivileges),
+        seccomp: seccomp.unwrap_or_default(),
+        limits: Limits { memory: args.memory, cpus: args.cpus, pids: args.pids_limit },
+        no_network: args.net == Network::None,
+    })
+}

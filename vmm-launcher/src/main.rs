@@ -1,0 +1,7 @@
+//! The host program: see [`nacre::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nacre::cli::main()
+}

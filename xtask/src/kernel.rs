@@ -1,0 +1,75 @@
+//! `cargo xtask kernel`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use nacre_kernel_config as config;
+
+use crate::cache::{Cache, Key, sha256_of};
+use crate::packages;
+
+/// The file in `current/` of the cache.
+const CURRENT: &str = "vmlinux";
+
+#[derive(clap::Args, Default)]
+pub struct Options {
+    /// Build again although the cache has this kernel, and fail when the bytes differ.
+    #[arg(long)]
+    check_reproducible: bool,
+}
+
+/// Builds the kernel, makes it current and prints its path.
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    let cache = Cache::open()?;
+    let vmlinux = make(&cache)?;
+    if options.check_reproducible {
+        check_reproducible(&vmlinux)?;
+    }
+    println!("{}", vmlinux.display());
+    Ok(())
+}
+
+/// The kernel of this tree's fragments, made current.
+pub fn make(cache: &Cache) -> anyhow::Result<PathBuf> {
+    packages::ensure(config::PACKAGES)?;
+    let folder = cache.get_or_make("kernel", &key()?, |out| {
+        eprintln!("kernel: building; this takes several minutes, once");
+        build(out)
+    })?;
+    let vmlinux = folder.join("vmlinux");
+    let size = fs::metadata(&vmlinux).with_context(|| format!("cannot look at {}", vmlinux.display()))?.len();
+    crate::image::report("kernel", &vmlinux, size, config::SIZE_BUDGET_BYTES)?;
+    cache.set_current(CURRENT, &vmlinux)?;
+    Ok(vmlinux)
+}
+
+fn key() -> anyhow::Result<String> {
+    let key = Key::new()
+        .part("builder", config::BUILDER_VERSION.to_le_bytes())
+        .part("source", packages::version(config::SOURCE_PACKAGE)?)
+        .part("toolchain", config::toolchain()?);
+    Ok(config::FRAGMENTS.iter().fold(key, |key, fragment| key.part(fragment.name, fragment.text)).finish())
+}
+
+fn build(out: &Path) -> anyhow::Result<()> {
+    let work = out.join("work");
+    let job = config::Build {
+        source_tarball: Path::new(config::SOURCE_TARBALL),
+        fragments: config::FRAGMENTS,
+        work: &work,
+        out,
+    };
+    config::build(&job)?;
+    fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))
+}
+
+fn check_reproducible(vmlinux: &Path) -> anyhow::Result<()> {
+    let again = tempfile::tempdir().context("cannot make a working directory")?;
+    let out = again.path().join("out");
+    build(&out)?;
+    let (first, second) = (sha256_of(vmlinux)?, sha256_of(&out.join("vmlinux"))?);
+    anyhow::ensure!(first == second, "the kernel is not reproducible: {first}, then {second}");
+    eprintln!("kernel: built twice, same bytes");
+    Ok(())
+}

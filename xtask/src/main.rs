@@ -1,0 +1,63 @@
+//! Every developer command: `cargo xtask …`. CI runs the same ones.
+
+mod bench;
+mod cache;
+mod demo;
+mod image;
+mod kernel;
+mod oci;
+mod packages;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Every developer command of nacre.
+///
+/// What a command makes is printed on stdout, one path per line; everything for people goes to stderr.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the guest kernel, or take it from the cache; prints the path of vmlinux.
+    Kernel(kernel::Options),
+    /// Build the guest programs and pack them into the guest image; prints its path.
+    Image(image::Options),
+    /// Kernel and image, made current for `nacre`; prints both paths.
+    Guest,
+    /// Install, build, make a small image and run it, showing every step. Start here.
+    Demo,
+    /// Build and test everything; what CI runs.
+    Test(test::Options),
+    /// Measure; prints figures with their budgets.
+    Bench(bench::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Kernel(options) => kernel::run(&options),
+        Command::Image(options) => image::run(&options),
+        Command::Guest => guest(),
+        Command::Demo => demo::run(),
+        Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn guest() -> anyhow::Result<()> {
+    kernel::run(&kernel::Options::default())?;
+    image::run(&image::Options::default())
+}
