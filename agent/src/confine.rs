@@ -5,11 +5,11 @@
 //! call that is not on the list kills the process.
 
 use crate::AgentError;
-use crate::bpf::{Action, Clause, Comparison, Condition, Filter};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetError,
     RulesetStatus, Scope,
 };
+use nacre_plan::bpf::{Action, Clause, Comparison, Condition, Filter};
 use nacre_protocols::names::AGENT_UID;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::CapabilitySet;
@@ -160,11 +160,11 @@ fn filter() -> Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bpf::interpreter::{native, run};
+    use nacre_plan::bpf::interpreter::{native, run};
 
     #[test]
     fn the_reasons_name_the_calls_that_the_numbers_mean() {
-        let names: BTreeMap<u32, &str> = include_str!("plan/syscalls_x86_64.txt")
+        let names: BTreeMap<u32, &str> = nacre_plan::CALLS
             .lines()
             .filter_map(|line| line.split_once(' '))
             .map(|(number, name)| (number.parse().unwrap(), name))

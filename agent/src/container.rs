@@ -3,10 +3,11 @@
 
 use crate::agent::Agent;
 use crate::error::RpcError;
-use crate::plan::{self, ImageDefaults};
+use crate::plan;
 use crate::process::Process;
 use crate::state::KeptContainer;
 use crate::storage::GUEST_PULL;
+use nacre_plan::{ImageDefaults, oci};
 use nacre_protocols::agent_init::{
     ExitStatus, Failure, FailureKind, HeldProcess, HeldState, PidNamespace, ProcessRef, ReplyBody,
     RequestBody,
@@ -201,9 +202,11 @@ impl Agent {
         let (pulled, mounted): (Vec<&Storage>, Vec<&Storage>) =
             request.storages.iter().partition(|storage| storage.driver == GUEST_PULL);
         // Judged before anything is fetched or mounted; what depends on the image is judged again.
-        let stand_in = ImageConfig { command: vec!["/".to_owned()], ..Default::default() };
-        let image = (!pulled.is_empty()).then_some(ImageDefaults(&stand_in));
-        plan::container(input(request, spec, Rootfs::Layers(Vec::new()), image))?;
+        let document = plan::document(spec)?;
+        let stand_in = ["/".to_owned()];
+        let image =
+            (!pulled.is_empty()).then_some(ImageDefaults { command: &stand_in, ..Default::default() });
+        nacre_plan::container(input(request, &document, Rootfs::Layers(Vec::new()), image)?)?;
         let image = match pulled.as_slice() {
             [] => None,
             [storage] => Some(self.pulled_image(spec, &storage.source).await?),
@@ -214,8 +217,8 @@ impl Agent {
             Some(image) => self.mount_layers(image).await?,
             None => guest_rootfs(spec)?,
         };
-        let defaults = image.as_ref().map(|image| ImageDefaults(&image.process));
-        let plan = plan::container(input(request, spec, rootfs, defaults))?;
+        let defaults = image.as_ref().map(|image| image_defaults(&image.process));
+        let plan = nacre_plan::container(input(request, &document, rootfs, defaults)?)?;
         let terminal = plan.process.terminal.is_some();
         self.change(|kept| {
             let program = plan.process.seccomp.as_ref().map(|program| kept.keep_program(program));
@@ -305,7 +308,8 @@ impl Agent {
         }
         let described = request.process.as_ref().ok_or_else(|| RpcError::invalid("process is missing"))?;
         let program = self.kept(|kept| kept.program_of(id));
-        let plan = plan::exec(described, request.string_user.as_ref(), program)?;
+        let user = plan::named_user(request.string_user.as_ref())?;
+        let plan = nacre_plan::exec(&plan::process(described), user, program)?;
         let command = shown(plan.process.args.first());
         let terminal = plan.process.terminal.is_some();
         let name = ProcessRef { container: id.clone(), exec: exec.clone() };
@@ -432,11 +436,29 @@ async fn joined(mut result: watch::Receiver<Option<Result<(), RpcError>>>) -> Re
 
 fn input<'a>(
     request: &'a CreateContainerRequest,
-    spec: &'a kata::Spec,
+    spec: &'a oci::Spec,
     rootfs: Rootfs,
     image: Option<ImageDefaults<'a>>,
-) -> plan::Container<'a> {
-    plan::Container { id: &request.container_id, spec, rootfs, user: request.string_user.as_ref(), image }
+) -> Result<nacre_plan::Container<'a>, RpcError> {
+    let user = plan::named_user(request.string_user.as_ref())?;
+    Ok(nacre_plan::Container {
+        id: &request.container_id,
+        spec,
+        rootfs,
+        user,
+        image,
+        place: nacre_plan::Place::Sandbox,
+    })
+}
+
+fn image_defaults(image: &ImageConfig) -> ImageDefaults<'_> {
+    ImageDefaults {
+        entrypoint: &image.entrypoint,
+        command: &image.command,
+        env: &image.env,
+        working_directory: &image.working_directory,
+        user: &image.user,
+    }
 }
 
 /// A root that the host shares, or that another storage gives.

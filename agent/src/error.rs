@@ -1,6 +1,6 @@
 //! Errors: those that end the agent, and those that answer a request.
 
-use crate::plan::PlanError;
+use nacre_plan::PlanError;
 use nacre_protocols::agent_init::{Failure, FailureKind};
 use nacre_protocols::frame::FrameError;
 use nacre_protocols::host_agent::ttrpc::Code;

@@ -6,7 +6,7 @@
 //! | [`confine`] | gives up every right before the first byte from outside |
 //! | [`server`] | ttrpc: connections, frames, limits, deadlines |
 //! | [`rpc`] | one function a method of the API |
-//! | [`plan`], [`bpf`] | pure: from OCI configurations to the launcher's plans |
+//! | [`plan`] | pure: OCI configurations as the wire has them, for `nacre-plan` to judge |
 //! | [`agent`], [`container`], [`process`], [`storage`], [`pulls`] | what the sandbox is |
 //! | [`state`] | what of it outlives an agent |
 //! | [`init`] | the edge to PID 1 |
@@ -14,7 +14,6 @@
 //! One thread does all of it; nothing blocks but on every event at once.
 
 pub mod agent;
-pub mod bpf;
 pub mod confine;
 pub mod container;
 mod error;

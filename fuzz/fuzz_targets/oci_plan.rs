@@ -3,9 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nacre_agent::plan::{Container, ImageDefaults, container, exec};
+use nacre_agent::plan::{document, named_user, process};
 use nacre_launcher::check::check;
-use nacre_protocols::agent_puller::ImageConfig;
+use nacre_plan::{Container, ImageDefaults, Place, container, exec};
 use nacre_protocols::host_agent::kata::CreateContainerRequest;
 use nacre_protocols::init_launcher::{Mode, Plan, Rootfs, SECCOMP_MAX};
 use nacre_protocols::names::Sha256;
@@ -14,14 +14,16 @@ use prost::Message;
 fuzz_target!(|data: &[u8]| {
     let Ok(request) = CreateContainerRequest::decode(data) else { return };
     let Some(spec) = &request.oci else { return };
-    let image = ImageConfig { command: vec!["/bin/true".to_owned()], ..ImageConfig::default() };
-    let user = request.string_user.as_ref();
+    let Ok(user) = named_user(request.string_user.as_ref()) else { return };
+    let Ok(document) = document(spec) else { return };
+    let command = ["/bin/true".to_owned()];
     let plan = container(Container {
         id: "c",
-        spec,
+        spec: &document,
         rootfs: Rootfs::Layers(vec![Sha256([0; 32])]),
         user,
-        image: Some(ImageDefaults(&image)),
+        image: Some(ImageDefaults { command: &command, ..Default::default() }),
+        place: Place::Sandbox,
     });
     if let Ok(plan) = plan {
         if let Some(seccomp) = &plan.process.seccomp {
@@ -29,8 +31,8 @@ fuzz_target!(|data: &[u8]| {
         }
         let _ = check(Plan::Create(Box::new(plan)), Mode::Create, u64::MAX);
     }
-    if let Some(process) = &spec.process {
-        let _ = exec(process, user, None);
+    if let Some(described) = &spec.process {
+        let _ = exec(&process(described), user, None);
     }
 });
 

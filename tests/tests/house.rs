@@ -11,10 +11,11 @@ use serde_json::Value;
 const SYS: &str = "nacre-sys";
 
 /// Which edges a crate has, as features of `nacre-protocols`.
-const EDGES: [(&str, &[&str]); 8] = [
+const EDGES: [(&str, &[&str]); 9] = [
     ("nacre-init", &["agent-init", "init-launcher"]),
     ("nacre-agent", &["agent-init", "agent-puller", "host-agent", "init-launcher"]),
     ("nacre-launcher", &["init-launcher"]),
+    ("nacre-plan", &["init-launcher"]),
     ("nacre-puller", &["agent-puller", "fetcher-indexer"]),
     ("nacre", &["host-agent"]),
     ("nacre-tests", &[]),

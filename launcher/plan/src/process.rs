@@ -1,9 +1,8 @@
 //! The process: command, environment, user, limits, and what the image says where the caller does not.
 
 use super::capabilities::capabilities;
-use super::{PlanError, absolute, at_most};
-use nacre_protocols::agent_puller::ImageConfig;
-use nacre_protocols::host_agent::kata;
+use super::{NamedUser, PlanError, absolute, at_most};
+use crate::oci;
 use nacre_protocols::init_launcher::{ARGS_MAX, LIST_MAX, Process, Rlimit, Seccomp, TerminalSize, User};
 use nacre_protocols::names::RESERVED_UIDS;
 use std::collections::BTreeSet;
@@ -36,31 +35,39 @@ const RLIMITS: [&str; 16] = [
 /// The caller's command stands when there is one; else it is the image's entrypoint and command, and then also the image's
 /// user, unless the caller names one. The image's working directory stands in for `/`, and its environment adds what
 /// the caller's does not set.
-#[derive(Clone, Copy)]
-pub struct ImageDefaults<'a>(pub &'a ImageConfig);
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ImageDefaults<'a> {
+    pub entrypoint: &'a [String],
+    pub command: &'a [String],
+    pub env: &'a [String],
+    pub working_directory: &'a str,
+    /// `user[:group]`, or empty.
+    pub user: &'a str,
+}
 
 pub fn process(
-    described: &kata::Process,
-    user: Option<&kata::StringUser>,
+    described: &oci::Process,
+    user: Option<NamedUser<'_>>,
     image: Option<ImageDefaults<'_>>,
     seccomp: Option<Seccomp>,
 ) -> Result<Process, PlanError> {
+    refuse_unsupported(described)?;
     let mut args = described.args.clone();
     let mut env = described.env.clone();
     let mut cwd = described.cwd.as_str();
     let mut account = account(described, user)?;
-    if let Some(ImageDefaults(image)) = image {
+    if let Some(image) = image {
         if args.is_empty() {
-            args.extend(image.entrypoint.iter().chain(&image.command).cloned());
+            args.extend(image.entrypoint.iter().chain(image.command).cloned());
             let is_root = account == User::Ids { uid: 0, gid: 0, additional: Vec::new() };
             if is_root && !image.user.is_empty() {
-                account = user_by_name(&image.user, Vec::new())?;
+                account = user_by_name(image.user, Vec::new())?;
             }
         }
         if matches!(cwd, "" | "/") {
-            cwd = &image.working_directory;
+            cwd = image.working_directory;
         }
-        merge_environment(&mut env, &image.env);
+        merge_environment(&mut env, image.env);
     }
     strings("process.args", &args)?;
     strings("process.env", &env)?;
@@ -76,10 +83,23 @@ pub fn process(
         capabilities: capabilities(described.capabilities.as_ref())?,
         rlimits: rlimits(&described.rlimits)?,
         no_new_privileges: described.no_new_privileges,
-        oom_score_adj: Some(oom_score_adj(described.oom_score_adj)?),
+        oom_score_adj: described.oom_score_adj.map(oom_score_adj).transpose()?,
         seccomp,
-        umask: None,
+        umask: described.user.umask,
     })
+}
+
+fn refuse_unsupported(described: &oci::Process) -> Result<(), PlanError> {
+    for (is_there, field) in [
+        (described.scheduler.is_some(), "process.scheduler"),
+        (described.io_priority.is_some(), "process.ioPriority"),
+        (described.exec_cpu_affinity.is_some(), "process.execCPUAffinity"),
+    ] {
+        if is_there {
+            return Err(PlanError::unsupported(field));
+        }
+    }
+    Ok(())
 }
 
 /// `user[:group]`, names or numbers, to be looked up in the container.
@@ -96,20 +116,16 @@ pub fn user_by_name(name: &str, additional: Vec<u32>) -> Result<User, PlanError>
 }
 
 /// A name in the request, a name in the process, or numbers.
-fn account(described: &kata::Process, named: Option<&kata::StringUser>) -> Result<User, PlanError> {
-    let none = kata::User::default();
-    let user = described.user.as_ref().unwrap_or(&none);
+fn account(described: &oci::Process, named: Option<NamedUser<'_>>) -> Result<User, PlanError> {
+    let user = &described.user;
     at_most("process.user.additionalGids", user.additional_gids.len(), LIST_MAX)?;
     let additional = user.additional_gids.clone();
     let numbers = [user.uid, user.gid].into_iter().chain(additional.iter().copied());
     numbers.into_iter().try_for_each(refuse_reserved)?;
-    if let Some(named) = named.filter(|named| !named.uid.is_empty()) {
-        if !named.additional_gids.is_empty() {
-            return Err(PlanError::unsupported("string_user.additionalGids"));
-        }
-        let name = match named.gid.as_str() {
-            "" => named.uid.clone(),
-            group => format!("{}:{group}", named.uid),
+    if let Some(named) = named.filter(|named| !named.user.is_empty()) {
+        let name = match named.group {
+            "" => named.user.to_owned(),
+            group => format!("{}:{group}", named.user),
         };
         return user_by_name(&name, additional);
     }
@@ -143,7 +159,7 @@ fn strings(field: &'static str, list: &[String]) -> Result<(), PlanError> {
     Ok(())
 }
 
-fn terminal_size(size: Option<&kata::Box>) -> TerminalSize {
+fn terminal_size(size: Option<&oci::ConsoleSize>) -> TerminalSize {
     let clamp = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
     size.map_or_else(TerminalSize::default, |size| TerminalSize {
         rows: clamp(size.height),
@@ -151,9 +167,9 @@ fn terminal_size(size: Option<&kata::Box>) -> TerminalSize {
     })
 }
 
-fn rlimits(described: &[kata::PosixRlimit]) -> Result<Vec<Rlimit>, PlanError> {
+fn rlimits(described: &[oci::Rlimit]) -> Result<Vec<Rlimit>, PlanError> {
     at_most("process.rlimits", described.len(), RLIMITS.len())?;
-    let rlimit = |limit: &kata::PosixRlimit| {
+    let rlimit = |limit: &oci::Rlimit| {
         let invalid =
             |reason: &str| PlanError::invalid("process.rlimits", format!("{} {reason}", limit.r#type));
         let resource =
@@ -181,22 +197,21 @@ mod tests {
         list.iter().map(|string| (*string).to_owned()).collect()
     }
 
-    fn image() -> ImageConfig {
-        ImageConfig {
-            entrypoint: strings(&["/entry"]),
-            command: strings(&["serve"]),
-            env: strings(&["PATH=/image", "LANG=C"]),
-            working_directory: "/srv".into(),
-            user: "web:www".into(),
-            ..Default::default()
-        }
+    fn with_image(described: &oci::Process) -> Process {
+        let image = ImageDefaults {
+            entrypoint: &strings(&["/entry"]),
+            command: &strings(&["serve"]),
+            env: &strings(&["PATH=/image", "LANG=C"]),
+            working_directory: "/srv",
+            user: "web:www",
+        };
+        process(described, None, Some(image), None).unwrap()
     }
 
     #[test]
     fn an_image_gives_what_the_caller_left_open() {
-        let described = kata::Process { env: strings(&["PATH=/caller"]), ..Default::default() };
-        let image = image();
-        let process = process(&described, None, Some(ImageDefaults(&image)), None).unwrap();
+        let described = oci::Process { env: strings(&["PATH=/caller"]), ..Default::default() };
+        let process = with_image(&described);
         assert_eq!(process.args, ["/entry", "serve"]);
         assert_eq!(process.env, ["PATH=/caller", "LANG=C"]);
         assert_eq!(process.cwd, "/srv");
@@ -205,22 +220,17 @@ mod tests {
 
     #[test]
     fn the_callers_command_user_and_directory_stand() {
-        let described = kata::Process { args: strings(&["sh"]), cwd: "/tmp".into(), ..Default::default() };
-        let image = image();
-        let process = process(&described, None, Some(ImageDefaults(&image)), None).unwrap();
+        let described = oci::Process { args: strings(&["sh"]), cwd: "/tmp".into(), ..Default::default() };
+        let process = with_image(&described);
         assert_eq!((process.args, process.cwd.as_str()), (strings(&["sh"]), "/tmp"));
         assert_eq!(process.user, User::Ids { uid: 0, gid: 0, additional: vec![] });
     }
 
     #[test]
     fn users_come_by_number_or_by_name() {
-        let numbers = kata::User { uid: 1000, gid: 100, additional_gids: vec![7], ..Default::default() };
-        let named = kata::User { username: "web".into(), ..numbers.clone() };
-        let string = |uid: &str, gid: &str| kata::StringUser {
-            uid: uid.into(),
-            gid: gid.into(),
-            additional_gids: vec![],
-        };
+        let numbers = oci::User { uid: 1000, gid: 100, additional_gids: vec![7], ..Default::default() };
+        let named = oci::User { username: "web".into(), ..numbers.clone() };
+        let string = |user: &'static str, group: &'static str| NamedUser { user, group };
         let by_name = |name: &str| User::Named { name: name.into(), additional: vec![7] };
         for (user, request, expected) in [
             (&numbers, None, User::Ids { uid: 1000, gid: 100, additional: vec![7] }),
@@ -229,43 +239,43 @@ mod tests {
             (&numbers, Some(string("db", "staff")), by_name("db:staff")),
             (&numbers, Some(string("", "staff")), User::Ids { uid: 1000, gid: 100, additional: vec![7] }),
         ] {
-            let described = kata::Process { user: Some(user.clone()), ..Default::default() };
-            assert_eq!(account(&described, request.as_ref()), Ok(expected), "{user:?} {request:?}");
+            let described = oci::Process { user: user.clone(), ..Default::default() };
+            assert_eq!(account(&described, request), Ok(expected), "{user:?} {request:?}");
         }
     }
 
     #[test]
     fn nobody_becomes_a_user_of_the_guest_itself() {
         for user in [
-            kata::User { uid: 0x7ffe_0001, ..Default::default() },
-            kata::User { gid: 0x7ffe_0002, ..Default::default() },
-            kata::User { additional_gids: vec![0x7ffe_ffff], ..Default::default() },
-            kata::User { username: "2147352577".into(), ..Default::default() },
-            kata::User { username: "0:2147352577".into(), ..Default::default() },
+            oci::User { uid: 0x7ffe_0001, ..Default::default() },
+            oci::User { gid: 0x7ffe_0002, ..Default::default() },
+            oci::User { additional_gids: vec![0x7ffe_ffff], ..Default::default() },
+            oci::User { username: "2147352577".into(), ..Default::default() },
+            oci::User { username: "0:2147352577".into(), ..Default::default() },
         ] {
-            let described = kata::Process { user: Some(user), ..Default::default() };
+            let described = oci::Process { user, ..Default::default() };
             assert!(account(&described, None).unwrap_err().to_string().contains("reserved"));
         }
     }
 
     #[test]
     fn bad_processes_are_refused_by_name() {
-        let limit = |kind: &str, soft, hard| kata::PosixRlimit { r#type: kind.into(), soft, hard };
-        let base = || kata::Process { args: strings(&["sh"]), ..Default::default() };
+        let limit = |kind: &str, soft, hard| oci::Rlimit { r#type: kind.into(), soft, hard };
+        let base = || oci::Process { args: strings(&["sh"]), ..Default::default() };
         for (described, expected) in [
-            (kata::Process::default(), "process.args: no command"),
-            (kata::Process { args: strings(&["a\0b"]), ..base() }, "process.args: has a NUL"),
-            (kata::Process { cwd: "tmp".into(), ..base() }, "process.cwd: \"tmp\" is not absolute"),
-            (kata::Process { oom_score_adj: 1001, ..base() }, "process.oomScoreAdj: 1001"),
+            (oci::Process::default(), "process.args: no command"),
+            (oci::Process { args: strings(&["a\0b"]), ..base() }, "process.args: has a NUL"),
+            (oci::Process { cwd: "tmp".into(), ..base() }, "process.cwd: \"tmp\" is not absolute"),
+            (oci::Process { oom_score_adj: Some(1001), ..base() }, "process.oomScoreAdj: 1001"),
             (
-                kata::Process { rlimits: vec![limit("RLIMIT_NOSE", 1, 1)], ..base() },
+                oci::Process { rlimits: vec![limit("RLIMIT_NOSE", 1, 1)], ..base() },
                 "process.rlimits: RLIMIT_NOSE",
             ),
             (
-                kata::Process { rlimits: vec![limit("RLIMIT_CORE", 2, 1)], ..base() },
+                oci::Process { rlimits: vec![limit("RLIMIT_CORE", 2, 1)], ..base() },
                 "process.rlimits: RLIMIT_CORE",
             ),
-            (kata::Process { env: vec![String::new(); ARGS_MAX + 1], ..base() }, "process.env has more than"),
+            (oci::Process { env: vec![String::new(); ARGS_MAX + 1], ..base() }, "process.env has more than"),
         ] {
             let error = process(&described, None, None, None).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
@@ -275,7 +285,7 @@ mod tests {
     #[test]
     fn limits_have_the_numbers_of_the_kernel() {
         for (name, number) in [("RLIMIT_CPU", 0), ("RLIMIT_NOFILE", 7), ("RLIMIT_RTTIME", 15)] {
-            let limit = kata::PosixRlimit { r#type: name.into(), soft: 1, hard: u64::MAX };
+            let limit = oci::Rlimit { r#type: name.into(), soft: 1, hard: u64::MAX };
             assert_eq!(rlimits(&[limit]).unwrap(), [Rlimit { resource: number, soft: 1, hard: u64::MAX }]);
         }
     }

@@ -1,7 +1,7 @@
 //! Resource limits to writes of cgroup v2 files (Documentation/admin-guide/cgroup-v2.rst).
 
 use super::PlanError;
-use nacre_protocols::host_agent::kata;
+use crate::oci;
 use nacre_protocols::init_launcher::CgroupWrite;
 
 /// Microseconds; what the kernel has when none is given.
@@ -12,7 +12,7 @@ const SHARES_MAX: u64 = 262_144;
 /// Longest list of processors or memory nodes, in bytes.
 const CPU_LIST_MAX: usize = 1024;
 
-pub fn writes(resources: &kata::LinuxResources) -> Result<Vec<CgroupWrite>, PlanError> {
+pub fn writes(resources: &oci::Resources) -> Result<Vec<CgroupWrite>, PlanError> {
     refuse_unsupported(resources)?;
     let mut writes = Writes(Vec::new());
     if let Some(memory) = &resources.memory {
@@ -21,12 +21,13 @@ pub fn writes(resources: &kata::LinuxResources) -> Result<Vec<CgroupWrite>, Plan
         writes.limit("memory.low", memory.reservation);
     }
     if let Some(cpu) = &resources.cpu {
-        if cpu.shares != 0 {
-            writes.add("cpu.weight", weight(cpu.shares).to_string());
+        if let Some(shares) = cpu.shares.filter(|shares| *shares != 0) {
+            writes.add("cpu.weight", weight(shares).to_string());
         }
-        if cpu.quota != 0 || cpu.period != 0 {
-            let period = if cpu.period == 0 { CPU_PERIOD_US } else { cpu.period };
-            let quota = if cpu.quota > 0 { cpu.quota.to_string() } else { "max".to_owned() };
+        let (quota, period) = (cpu.quota.unwrap_or(0), cpu.period.unwrap_or(0));
+        if quota != 0 || period != 0 {
+            let period = if period == 0 { CPU_PERIOD_US } else { period };
+            let quota = if quota > 0 { quota.to_string() } else { "max".to_owned() };
             writes.add("cpu.max", format!("{quota} {period}"));
         }
         writes.list("cpuset.cpus", &cpu.cpus)?;
@@ -46,11 +47,11 @@ impl Writes {
     }
 
     /// 0 is not given, what is negative has no limit.
-    fn limit(&mut self, file: &str, limit: i64) {
-        match limit {
+    fn limit(&mut self, file: &str, limit: Option<i64>) {
+        match limit.unwrap_or(0) {
             0 => {}
             ..0 => self.add(file, "max".to_owned()),
-            _ => self.add(file, limit.to_string()),
+            limit => self.add(file, limit.to_string()),
         }
     }
 
@@ -74,13 +75,23 @@ fn weight(shares: u64) -> u64 {
     1 + (shares - SHARES_MIN) * 9_999 / (SHARES_MAX - SHARES_MIN)
 }
 
-fn refuse_unsupported(resources: &kata::LinuxResources) -> Result<(), PlanError> {
+fn refuse_unsupported(resources: &oci::Resources) -> Result<(), PlanError> {
     if let Some(cpu) = &resources.cpu
-        && (cpu.realtime_runtime != 0 || cpu.realtime_period != 0)
+        && (cpu.realtime_runtime.unwrap_or(0) != 0 || cpu.realtime_period.unwrap_or(0) != 0)
     {
         return Err(PlanError::unsupported("a realtime limit of the processor"));
     }
-    if resources.block_io.as_ref().is_some_and(|block| *block != kata::LinuxBlockIo::default()) {
+    for (is_there, field) in [
+        (!resources.unified.is_empty(), "linux.resources.unified"),
+        (!resources.rdma.is_empty(), "linux.resources.rdma"),
+        (resources.cpu.as_ref().is_some_and(|cpu| cpu.burst.is_some()), "linux.resources.cpu.burst"),
+        (resources.cpu.as_ref().is_some_and(|cpu| cpu.idle.is_some()), "linux.resources.cpu.idle"),
+    ] {
+        if is_there {
+            return Err(PlanError::unsupported(field));
+        }
+    }
+    if resources.block_io.as_ref().is_some_and(|block| *block != oci::BlockIo::default()) {
         return Err(PlanError::unsupported("linux.resources.blockIO"));
     }
     // Kubernetes sends every page size of the node with a limit of 0.
@@ -88,7 +99,7 @@ fn refuse_unsupported(resources: &kata::LinuxResources) -> Result<(), PlanError>
         return Err(PlanError::unsupported("a limit of huge pages"));
     }
     if let Some(network) = &resources.network
-        && (network.class_id != 0 || !network.priorities.is_empty())
+        && (network.class_id.unwrap_or(0) != 0 || !network.priorities.is_empty())
     {
         return Err(PlanError::unsupported("linux.resources.network"));
     }
@@ -99,19 +110,25 @@ fn refuse_unsupported(resources: &kata::LinuxResources) -> Result<(), PlanError>
 mod tests {
     use super::*;
 
-    fn written(resources: &kata::LinuxResources) -> Vec<String> {
+    fn written(resources: &oci::Resources) -> Vec<String> {
         let writes = writes(resources).unwrap();
         writes.iter().map(|write| format!("{}={}", write.file, write.value)).collect()
     }
 
     #[test]
     fn limits_become_writes() {
-        let memory = kata::LinuxMemory { limit: 64 << 20, reservation: -1, swap: -1, ..Default::default() };
-        let cpu = kata::LinuxCpu { shares: 1024, quota: 50_000, cpus: "0-1,3".into(), ..Default::default() };
-        let resources = kata::LinuxResources {
+        let memory = oci::Memory {
+            limit: Some(64 << 20),
+            reservation: Some(-1),
+            swap: Some(-1),
+            ..Default::default()
+        };
+        let cpu =
+            oci::Cpu { shares: Some(1024), quota: Some(50_000), cpus: "0-1,3".into(), ..Default::default() };
+        let resources = oci::Resources {
             memory: Some(memory),
             cpu: Some(cpu),
-            pids: Some(kata::LinuxPids { limit: 100 }),
+            pids: Some(oci::Pids { limit: Some(100) }),
             ..Default::default()
         };
         let expected = [
@@ -123,13 +140,13 @@ mod tests {
             "pids.max=100",
         ];
         assert_eq!(written(&resources), expected);
-        assert!(written(&kata::LinuxResources::default()).is_empty());
+        assert!(written(&oci::Resources::default()).is_empty());
     }
 
     #[test]
     fn a_quota_below_one_is_no_limit() {
-        let cpu = kata::LinuxCpu { quota: -1, period: 50_000, ..Default::default() };
-        let resources = kata::LinuxResources { cpu: Some(cpu), ..Default::default() };
+        let cpu = oci::Cpu { quota: Some(-1), period: Some(50_000), ..Default::default() };
+        let resources = oci::Resources { cpu: Some(cpu), ..Default::default() };
         assert_eq!(written(&resources), ["cpu.max=max 50000"]);
     }
 
@@ -142,18 +159,18 @@ mod tests {
 
     #[test]
     fn what_has_no_effect_here_is_refused() {
-        let block = kata::LinuxBlockIo { weight: 10, ..Default::default() };
-        let huge = kata::LinuxHugepageLimit { pagesize: "2MB".into(), limit: 1 };
-        let cpu = kata::LinuxCpu { cpus: "0;1".into(), ..Default::default() };
+        let block = oci::BlockIo { weight: Some(10), ..Default::default() };
+        let huge = oci::HugepageLimit { page_size: "2MB".into(), limit: 1 };
+        let cpu = oci::Cpu { cpus: "0;1".into(), ..Default::default() };
         for resources in [
-            kata::LinuxResources { block_io: Some(block), ..Default::default() },
-            kata::LinuxResources { hugepage_limits: vec![huge], ..Default::default() },
-            kata::LinuxResources { cpu: Some(cpu), ..Default::default() },
+            oci::Resources { block_io: Some(block), ..Default::default() },
+            oci::Resources { hugepage_limits: vec![huge], ..Default::default() },
+            oci::Resources { cpu: Some(cpu), ..Default::default() },
         ] {
             assert!(writes(&resources).is_err(), "{resources:?}");
         }
-        let none = kata::LinuxHugepageLimit { pagesize: "2MB".into(), limit: 0 };
-        let resources = kata::LinuxResources { hugepage_limits: vec![none], ..Default::default() };
+        let none = oci::HugepageLimit { page_size: "2MB".into(), limit: 0 };
+        let resources = oci::Resources { hugepage_limits: vec![none], ..Default::default() };
         assert!(written(&resources).is_empty());
     }
 }

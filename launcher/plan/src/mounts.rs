@@ -1,7 +1,7 @@
 //! Mounts: type and option words to what mount_setattr(2) and fsconfig(2) take.
 
-use super::{PlanError, absolute, at_most};
-use nacre_protocols::host_agent::kata;
+use super::{Place, PlanError, absolute, at_most};
+use crate::oci;
 use nacre_protocols::init_launcher::{
     AccessTime, MOUNTS_MAX, Mount, MountAttributes, MountKind, Propagation,
 };
@@ -10,13 +10,16 @@ use nacre_protocols::names::KATA_RUN_DIR;
 /// Longest list of options of one mount, in entries.
 const OPTIONS_MAX: usize = 64;
 
-pub fn mounts(list: &[kata::Mount]) -> Result<Vec<Mount>, PlanError> {
+pub fn mounts(list: &[oci::Mount], place: Place) -> Result<Vec<Mount>, PlanError> {
     at_most("mounts", list.len(), MOUNTS_MAX)?;
-    list.iter().map(mount).collect()
+    list.iter().map(|it| mount(it, place)).collect()
 }
 
-fn mount(mount: &kata::Mount) -> Result<Mount, PlanError> {
+fn mount(mount: &oci::Mount, place: Place) -> Result<Mount, PlanError> {
     let destination = absolute("mounts.destination", &mount.destination)?;
+    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
+        return Err(PlanError::unsupported(format!("mount of {destination} with id mappings")));
+    }
     let options = Options::read(&destination, &mount.options)?;
     let field = || format!("mount of {destination}");
     let data = options.data;
@@ -27,7 +30,7 @@ fn mount(mount: &kata::Mount) -> Result<Mount, PlanError> {
     let is_bind = options.bind || matches!(mount.r#type.as_str(), "bind" | "rbind");
     let kind = if is_bind {
         let recursive = options.recursive || mount.r#type == "rbind";
-        takes_no_data(data, MountKind::Bind { source: bind_source(&mount.source)?, recursive })?
+        takes_no_data(data, MountKind::Bind { source: bind_source(&mount.source, place)?, recursive })?
     } else {
         match mount.r#type.as_str() {
             "proc" => MountKind::Proc { data },
@@ -43,11 +46,11 @@ fn mount(mount: &kata::Mount) -> Result<Mount, PlanError> {
     Ok(Mount { destination, kind, attributes: options.attributes, propagation: options.propagation })
 }
 
-/// Only what was brought into the sandbox for its containers can be shown to them, nothing of the guest's own.
-fn bind_source(source: &str) -> Result<String, PlanError> {
+/// Only what was brought into a sandbox for its containers can be shown to them, nothing of the guest's own.
+fn bind_source(source: &str, place: Place) -> Result<String, PlanError> {
     let source = absolute("mounts.source", source)?;
     let inside = source.strip_prefix(KATA_RUN_DIR).is_some_and(|rest| rest.starts_with('/'));
-    if inside {
+    if inside || place == Place::Host {
         Ok(source)
     } else {
         Err(PlanError::invalid("mounts.source", format!("{source:?} is not beneath {KATA_RUN_DIR}")))
@@ -135,12 +138,13 @@ pub fn propagation(word: &str) -> Option<Propagation> {
 mod tests {
     use super::*;
 
-    fn described(kind: &str, source: &str, options: &[&str]) -> kata::Mount {
-        kata::Mount {
+    fn described(kind: &str, source: &str, options: &[&str]) -> oci::Mount {
+        oci::Mount {
             destination: "/at".into(),
             source: source.into(),
             r#type: kind.into(),
             options: options.iter().map(|option| (*option).to_owned()).collect(),
+            ..Default::default()
         }
     }
 
@@ -170,7 +174,7 @@ mod tests {
             ("none", shared, &["rbind"], MountKind::Bind { source: shared.into(), recursive: true }),
         ] {
             assert_eq!(
-                mount(&described(kind, source, options)).unwrap().kind,
+                mount(&described(kind, source, options), Place::Sandbox).unwrap().kind,
                 expected,
                 "{kind} {options:?}"
             );
@@ -181,7 +185,7 @@ mod tests {
     fn option_words_set_and_clear_attributes_in_order() {
         let words =
             ["nosuid", "nodev", "noexec", "ro", "rw", "noatime", "nodiratime", "rslave", "nosymfollow"];
-        let mount = mount(&described("sysfs", "sysfs", &words)).unwrap();
+        let mount = mount(&described("sysfs", "sysfs", &words), Place::Sandbox).unwrap();
         let expected = MountAttributes {
             read_only: false,
             no_suid: true,
@@ -205,7 +209,7 @@ mod tests {
             "/run/kata-containers/../nacre/scratch",
             "relative",
         ] {
-            assert!(mount(&described("bind", source, &[])).is_err(), "{source}");
+            assert!(mount(&described("bind", source, &[]), Place::Sandbox).is_err(), "{source}");
         }
     }
 
@@ -219,7 +223,7 @@ mod tests {
             ("sysfs", "sysfs", &["size=1"]),
             ("tmpfs", "tmpfs", &["size=1\0"]),
         ] {
-            assert!(mount(&described(kind, source, options)).is_err(), "{kind} {options:?}");
+            assert!(mount(&described(kind, source, options), Place::Sandbox).is_err(), "{kind} {options:?}");
         }
     }
 }

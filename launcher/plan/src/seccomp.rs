@@ -7,21 +7,24 @@
 
 use super::{PlanError, at_most};
 use crate::bpf::{Action, AssembleError, Clause, Comparison, Condition, Filter};
-use nacre_protocols::host_agent::kata;
+use crate::oci;
 use nacre_protocols::init_launcher::{LIST_MAX, SECCOMP_MAX, Seccomp};
 use std::collections::BTreeMap;
 
 /// `number name` of every 64-bit call of Linux 6.12 on x86-64, a line each.
-const CALLS: &str = include_str!("syscalls_x86_64.txt");
+pub const CALLS: &str = include_str!("syscalls_x86_64.txt");
 const EPERM: u32 = 1;
 /// Flags of seccomp(2) that a profile can ask for and that need nobody to answer.
 const FLAG_LOG: u32 = 1 << 1;
 const FLAG_SPEC_ALLOW: u32 = 1 << 2;
 
-pub fn program(profile: &kata::LinuxSeccomp) -> Result<Seccomp, PlanError> {
+pub fn program(profile: &oci::Seccomp) -> Result<Seccomp, PlanError> {
     at_most("linux.seccomp.syscalls", profile.syscalls.len(), LIST_MAX)?;
     at_most("linux.seccomp.flags", profile.flags.len(), LIST_MAX)?;
-    let default = action(&profile.default_action, None)?;
+    if !profile.listener_path.is_empty() || !profile.listener_metadata.is_empty() {
+        return Err(PlanError::unsupported("linux.seccomp.listenerPath"));
+    }
+    let default = action(&profile.default_action, profile.default_errno_ret)?;
     let (calls, last) = calls(profile, default)?;
     let fails = default == Action::errno(EPERM);
     let filter =
@@ -40,14 +43,13 @@ pub fn program(profile: &kata::LinuxSeccomp) -> Result<Seccomp, PlanError> {
 type Calls = BTreeMap<u32, Vec<Clause>>;
 
 /// Clauses by number, and the highest number that the profile names.
-fn calls(profile: &kata::LinuxSeccomp, default: Action) -> Result<(Calls, Option<u32>), PlanError> {
+fn calls(profile: &oci::Seccomp, default: Action) -> Result<(Calls, Option<u32>), PlanError> {
     let numbers = numbers();
     let mut calls = Calls::new();
     let mut last = None;
     let mut total = 0;
     for entry in &profile.syscalls {
-        let errno = entry.errno_ret.as_ref().map(|kata::linux_syscall::ErrnoRet::Errnoret(errno)| *errno);
-        let action = action(&entry.action, errno)?;
+        let action = action(&entry.action, entry.errno_ret)?;
         let alternatives = alternatives(&entry.args)?;
         for number in entry.names.iter().filter_map(|name| numbers.get(name.as_str()).copied()) {
             last = last.max(Some(number));
@@ -87,7 +89,7 @@ fn parse_line(line: &'static str) -> Option<(&'static str, u32)> {
 
 /// The lists of conditions of which one must hold: a single list, or one for each condition when an argument
 /// comes twice.
-fn alternatives(args: &[kata::LinuxSeccompArg]) -> Result<Vec<Vec<Condition>>, PlanError> {
+fn alternatives(args: &[oci::SeccompArg]) -> Result<Vec<Vec<Condition>>, PlanError> {
     at_most("linux.seccomp.syscalls.args", args.len(), 16)?;
     let conditions = args.iter().map(condition).collect::<Result<Vec<_>, _>>()?;
     let mut seen = 0u8;
@@ -104,7 +106,7 @@ fn alternatives(args: &[kata::LinuxSeccompArg]) -> Result<Vec<Vec<Condition>>, P
     })
 }
 
-fn condition(arg: &kata::LinuxSeccompArg) -> Result<Condition, PlanError> {
+fn condition(arg: &oci::SeccompArg) -> Result<Condition, PlanError> {
     let invalid = |reason: String| PlanError::invalid("linux.seccomp.syscalls.args", reason);
     let argument = match u8::try_from(arg.index) {
         Ok(index) if index <= 5 => index,
@@ -160,14 +162,14 @@ mod tests {
     const CLONE3: u32 = 435;
     const MSEAL: u32 = 462;
 
-    fn entry(names: &[&str], action: &str, args: &[(u64, &str, u64, u64)]) -> kata::LinuxSyscall {
-        kata::LinuxSyscall {
+    fn entry(names: &[&str], action: &str, args: &[(u64, &str, u64, u64)]) -> oci::Syscall {
+        oci::Syscall {
             names: names.iter().map(|name| (*name).to_owned()).collect(),
             action: action.into(),
             errno_ret: None,
             args: args
                 .iter()
-                .map(|(index, op, value, value_two)| kata::LinuxSeccompArg {
+                .map(|(index, op, value, value_two)| oci::SeccompArg {
                     index: *index,
                     value: *value,
                     value_two: *value_two,
@@ -177,8 +179,8 @@ mod tests {
         }
     }
 
-    fn profile(default: &str, syscalls: Vec<kata::LinuxSyscall>) -> kata::LinuxSeccomp {
-        kata::LinuxSeccomp { default_action: default.into(), syscalls, ..Default::default() }
+    fn profile(default: &str, syscalls: Vec<oci::Syscall>) -> oci::Seccomp {
+        oci::Seccomp { default_action: default.into(), syscalls, ..Default::default() }
     }
 
     #[test]
@@ -203,7 +205,7 @@ mod tests {
     #[test]
     fn a_usual_profile_decides_as_it_says() {
         let mut no_clone3 = entry(&["clone3"], "SCMP_ACT_ERRNO", &[]);
-        no_clone3.errno_ret = Some(kata::linux_syscall::ErrnoRet::Errnoret(38));
+        no_clone3.errno_ret = Some(38);
         let profile = profile(
             "SCMP_ACT_ERRNO",
             vec![
@@ -292,10 +294,7 @@ mod tests {
             (profile("", vec![]), "action \"\""),
             (with_arg("SCMP_CMP_EQ", 6), "index 6"),
             (with_arg("SCMP_CMP_ABOUT", 0), "SCMP_CMP_ABOUT"),
-            (
-                kata::LinuxSeccomp { flags: vec!["FLAG_X".into()], ..profile("SCMP_ACT_ALLOW", vec![]) },
-                "FLAG_X",
-            ),
+            (oci::Seccomp { flags: vec!["FLAG_X".into()], ..profile("SCMP_ACT_ALLOW", vec![]) }, "FLAG_X"),
         ] {
             let error = program(&profile).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");

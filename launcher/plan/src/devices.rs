@@ -1,7 +1,7 @@
 //! Device nodes and the device cgroup.
 
 use super::{PlanError, absolute, at_most};
-use nacre_protocols::host_agent::kata;
+use crate::oci;
 use nacre_protocols::init_launcher::{DEVICES_MAX, DeviceKind, DeviceNode, DeviceRule};
 
 /// Major and minor of what every container has (runtime specification, Linux, default devices).
@@ -17,9 +17,11 @@ const DEFAULT_NODES: [(&str, u32, u32); 6] = [
 const DEFAULT_TERMINALS: [(u32, Option<u32>); 2] = [(5, Some(2)), (136, None)];
 /// The guest's own console. Engines allow it by habit; a container's `/dev/console` is a pty.
 const CONSOLE: (u32, u32) = (5, 1);
+/// Permission bits of a node whose description has none.
+const DEFAULT_MODE: u32 = 0o666;
 
 /// The default nodes, then the specification's own; one that it describes itself is made as described.
-pub fn nodes(described: &[kata::LinuxDevice]) -> Result<Vec<DeviceNode>, PlanError> {
+pub fn nodes(described: &[oci::Device]) -> Result<Vec<DeviceNode>, PlanError> {
     at_most("linux.devices", described.len(), DEVICES_MAX - DEFAULT_NODES.len())?;
     let own: Vec<DeviceNode> = described.iter().map(node).collect::<Result<_, _>>()?;
     let mut all: Vec<DeviceNode> = DEFAULT_NODES
@@ -30,7 +32,7 @@ pub fn nodes(described: &[kata::LinuxDevice]) -> Result<Vec<DeviceNode>, PlanErr
             kind: DeviceKind::Character,
             major: *major,
             minor: *minor,
-            mode: 0o666,
+            mode: DEFAULT_MODE,
             uid: 0,
             gid: 0,
         })
@@ -39,7 +41,7 @@ pub fn nodes(described: &[kata::LinuxDevice]) -> Result<Vec<DeviceNode>, PlanErr
     Ok(all)
 }
 
-fn node(device: &kata::LinuxDevice) -> Result<DeviceNode, PlanError> {
+fn node(device: &oci::Device) -> Result<DeviceNode, PlanError> {
     let path = absolute("linux.devices.path", &device.path)?;
     let invalid = |reason: String| PlanError::invalid(format!("device {path}"), reason);
     let kind = kind(&device.r#type).ok_or_else(|| invalid(format!("type {:?} is unknown", device.r#type)))?;
@@ -47,16 +49,13 @@ fn node(device: &kata::LinuxDevice) -> Result<DeviceNode, PlanError> {
         |number: i64| u32::try_from(number).map_err(|_| invalid(format!("{number} is no device number")));
     let (major, minor) =
         if kind == DeviceKind::Fifo { (0, 0) } else { (number(device.major)?, number(device.minor)?) };
-    // The wire cannot tell 0 from absent; nobody means a node that nobody can open.
-    let mode = match device.file_mode & 0o7777 {
-        0 => 0o666,
-        mode => mode,
-    };
-    Ok(DeviceNode { kind, major, minor, mode, uid: device.uid, gid: device.gid, path })
+    let mode = device.file_mode.map_or(DEFAULT_MODE, |mode| mode & 0o7777);
+    let (uid, gid) = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));
+    Ok(DeviceNode { kind, major, minor, mode, uid, gid, path })
 }
 
 /// The specification's rules in their order, then what every container may use. Nothing else is allowed.
-pub fn rules(resources: Option<&kata::LinuxResources>) -> Result<Vec<DeviceRule>, PlanError> {
+pub fn rules(resources: Option<&oci::Resources>) -> Result<Vec<DeviceRule>, PlanError> {
     let described = resources.map_or(&[][..], |resources| &resources.devices);
     at_most("linux.resources.devices", described.len(), DEVICES_MAX / 2)?;
     let mut all = vec![make_any(DeviceKind::Character), make_any(DeviceKind::Block)];
@@ -96,7 +95,7 @@ fn make_any(kind: DeviceKind) -> DeviceRule {
     }
 }
 
-fn rule(rule: &kata::LinuxDeviceCgroup) -> Result<DeviceRule, PlanError> {
+fn rule(rule: &oci::DeviceRule) -> Result<DeviceRule, PlanError> {
     let invalid = |reason: String| PlanError::invalid("linux.resources.devices", reason);
     let kind = match rule.r#type.as_str() {
         "" | "a" => None,
@@ -110,7 +109,7 @@ fn rule(rule: &kata::LinuxDeviceCgroup) -> Result<DeviceRule, PlanError> {
         return Err(invalid(format!("access {letter:?} is none of r, w, m")));
     }
     // -1 is any number; so is everything when the kind is everything.
-    let number = |number: i64| u32::try_from(number).ok().filter(|_| kind.is_some());
+    let number = |number: Option<i64>| number.and_then(|n| u32::try_from(n).ok()).filter(|_| kind.is_some());
     let may = |letter| rule.access.is_empty() || rule.access.contains(letter);
     let (major, minor) = (number(rule.major), number(rule.minor));
     let opens = !(rule.allow && (major, minor) == (Some(CONSOLE.0), Some(CONSOLE.1)));
@@ -140,12 +139,12 @@ mod tests {
 
     #[test]
     fn a_described_default_node_replaces_the_default() {
-        let null = kata::LinuxDevice {
+        let null = oci::Device {
             path: "/dev/null".into(),
             r#type: "c".into(),
             major: 1,
             minor: 3,
-            file_mode: 0o600,
+            file_mode: Some(0o600),
             ..Default::default()
         };
         let all = nodes(&[null]).unwrap();
@@ -157,24 +156,24 @@ mod tests {
     #[test]
     fn bad_nodes_are_refused() {
         for (path, kind, major) in [("dev/x", "c", 1), ("/dev/x", "d", 1), ("/dev/x", "c", -1)] {
-            let device =
-                kata::LinuxDevice { path: path.into(), r#type: kind.into(), major, ..Default::default() };
+            let device = oci::Device { path: path.into(), r#type: kind.into(), major, ..Default::default() };
             assert!(nodes(&[device]).is_err(), "{path} {kind} {major}");
         }
     }
 
     #[test]
     fn the_usual_rules_allow_the_default_devices_and_no_disk() {
-        let deny_all = kata::LinuxDeviceCgroup { access: "rwm".into(), ..Default::default() };
-        let fuse = kata::LinuxDeviceCgroup {
+        let deny_all = oci::DeviceRule { access: "rwm".into(), ..Default::default() };
+        let fuse = oci::DeviceRule {
             allow: true,
             r#type: "c".into(),
-            major: 10,
-            minor: 229,
+            major: Some(10),
+            minor: Some(229),
             access: "rw".into(),
         };
-        let console = kata::LinuxDeviceCgroup { major: 5, minor: 1, access: "rwm".into(), ..fuse.clone() };
-        let resources = kata::LinuxResources { devices: vec![deny_all, fuse, console], ..Default::default() };
+        let console =
+            oci::DeviceRule { major: Some(5), minor: Some(1), access: "rwm".into(), ..fuse.clone() };
+        let resources = oci::Resources { devices: vec![deny_all, fuse, console], ..Default::default() };
         let rules = rules(Some(&resources)).unwrap();
         let can_read = |kind, major, minor| {
             rules.iter().any(|rule| {
@@ -196,17 +195,16 @@ mod tests {
 
     #[test]
     fn denying_everything_forgets_what_was_allowed_before() {
-        let rule = |allow, kind: &str| kata::LinuxDeviceCgroup {
+        let rule = |allow, kind: &str| oci::DeviceRule {
             allow,
             r#type: kind.into(),
-            major: -1,
-            minor: -1,
+            major: Some(-1),
+            minor: Some(-1),
             access: "rwm".into(),
         };
-        let before = kata::LinuxResources { devices: vec![rule(true, "a")], ..Default::default() };
+        let before = oci::Resources { devices: vec![rule(true, "a")], ..Default::default() };
         assert!(rules(Some(&before)).unwrap().iter().any(|rule| rule.kind.is_none()));
-        let after =
-            kata::LinuxResources { devices: vec![rule(true, "a"), rule(false, "a")], ..Default::default() };
+        let after = oci::Resources { devices: vec![rule(true, "a"), rule(false, "a")], ..Default::default() };
         assert_eq!(rules(Some(&after)).unwrap(), rules(None).unwrap());
     }
 }

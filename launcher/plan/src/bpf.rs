@@ -291,7 +291,7 @@ fn test(condition: Condition) -> Result<Vec<Step>, AssembleError> {
 }
 
 /// Runs a program as the kernel would; for tests.
-#[cfg(test)]
+#[cfg(any(test, feature = "interpreter"))]
 pub mod interpreter {
     use super::*;
 

@@ -1,7 +1,7 @@
 //! Names of capabilities to the bits of `linux/capability.h`.
 
 use super::{PlanError, at_most};
-use nacre_protocols::host_agent::kata;
+use crate::oci;
 use nacre_protocols::init_launcher::{Capabilities, LIST_MAX};
 
 /// In the order of their numbers, without `CAP_`.
@@ -50,7 +50,7 @@ const NAMES: [&str; 41] = [
 ];
 
 /// A process without the field has none.
-pub fn capabilities(sets: Option<&kata::LinuxCapabilities>) -> Result<Capabilities, PlanError> {
+pub fn capabilities(sets: Option<&oci::Capabilities>) -> Result<Capabilities, PlanError> {
     let Some(sets) = sets else { return Ok(Capabilities::default()) };
     Ok(Capabilities {
         bounding: bits("process.capabilities.bounding", &sets.bounding)?,
@@ -89,7 +89,7 @@ mod tests {
         ] {
             assert_eq!(number(name), expected, "{name}");
         }
-        let sets = kata::LinuxCapabilities {
+        let sets = oci::Capabilities {
             bounding: vec!["CAP_CHOWN".into(), "CAP_KILL".into(), "CAP_TIME_TRAVEL".into()],
             ..Default::default()
         };
