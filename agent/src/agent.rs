@@ -91,7 +91,7 @@ impl Agent {
                 }
                 self.containers.exited(&process, status);
             }
-            Event::PullerExited => self.pulls.puller_exited(),
+            Event::PullerExited(end) => self.pulls.puller_exited(end),
         }
     }
 

@@ -8,14 +8,14 @@ use crate::agent::Agent;
 use crate::error::RpcError;
 use crate::init::Init;
 use crate::say;
-use nacre_protocols::agent_init::{FailureKind, ReplyBody, RequestBody};
+use nacre_protocols::agent_init::{FailureKind, PullerEnd, PullerProcess, ReplyBody, RequestBody};
 use nacre_protocols::agent_puller::{
     Credentials, FRAME_MAX, LAYERS_MAX, PULLS_MAX, Platform, Pull as Order, PullFailure, PullFailureKind,
     PulledImage, REFERENCE_MAX, Reply, Request,
 };
 use nacre_protocols::frame;
 use nacre_protocols::host_agent::ttrpc::Code;
-use nacre_protocols::names::Sha256;
+use nacre_protocols::names::{FETCHER_MEMORY, INDEXER_MEMORY, Sha256};
 use nacre_sys::seqpacket;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -25,20 +25,22 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::{Mutex, watch};
 
 /// How long the puller is kept when it has nothing to do.
 const LINGER: Duration = Duration::from_secs(2);
 /// Most pulls that are remembered, those that go on among them.
 const REMEMBERED_MAX: usize = 64;
-const PULLER_DIED: &str = "the puller ended in the middle of the pull: it reached its memory limit, or made a system \
-                           call that it must not; the guest's console says which";
+/// How long init may take to say how a puller ended whose socket has closed.
+const END_PATIENCE: Duration = Duration::from_secs(2);
 
 pub struct Pulls {
     init: Rc<Init>,
     /// By the id that the host chose, or that we did.
     pulls: RefCell<BTreeMap<String, Rc<Pull>>>,
     puller: RefCell<Option<Rc<Puller>>>,
+    /// One that has gone, and of which init has not said yet how.
+    gone: RefCell<Option<Rc<Puller>>>,
     connecting: Mutex<()>,
     next: Cell<u32>,
 }
@@ -74,7 +76,7 @@ struct Puller {
     socket: AsyncFd<OwnedFd>,
     /// By the number on the edge.
     active: RefCell<BTreeMap<u32, Rc<Pull>>>,
-    gone: Notify,
+    end: watch::Sender<Option<PullerEnd>>,
 }
 
 impl Pulls {
@@ -83,6 +85,7 @@ impl Pulls {
             init,
             pulls: RefCell::default(),
             puller: RefCell::default(),
+            gone: RefCell::default(),
             connecting: Mutex::new(()),
             next: Cell::new(0),
         }
@@ -100,10 +103,22 @@ impl Pulls {
     }
 
     /// What init said: everything that the puller was doing is lost.
-    pub fn puller_exited(&self) {
-        if let Some(puller) = self.puller.borrow_mut().take() {
-            puller.gone.notify_one();
+    pub fn puller_exited(&self, end: PullerEnd) {
+        // The one that is gone already was started before the one that runs.
+        let gone = self.gone.borrow_mut().take();
+        if let Some(puller) = gone.or_else(|| self.puller.borrow_mut().take()) {
+            puller.end.send_replace(Some(end));
         }
+    }
+
+    /// No pull begins with this puller any more.
+    fn let_go(&self, puller: &Rc<Puller>) -> bool {
+        let mut current = self.puller.borrow_mut();
+        let is_current = current.as_ref().is_some_and(|current| Rc::ptr_eq(current, puller));
+        if is_current {
+            *current = None;
+        }
+        is_current
     }
 
     fn add(&self, id: String, reference: &str) -> Result<Rc<Pull>, RpcError> {
@@ -234,12 +249,20 @@ impl Agent {
         let agent = Rc::clone(self);
         let listener = Rc::clone(&puller);
         tokio::task::spawn_local(async move {
-            listener.listen().await;
-            let mut current = agent.pulls.puller.borrow_mut();
-            if current.as_ref().is_some_and(|current| Rc::ptr_eq(current, &listener)) {
-                *current = None;
+            let is_idle = listener.listen().await;
+            let is_current = agent.pulls.let_go(&listener);
+            if is_idle {
+                // Dropping the last owner closes the socket, and the puller goes.
+                return;
             }
-            // Dropping the last owner closes the socket, and the puller goes.
+            if is_current {
+                *agent.pulls.gone.borrow_mut() = Some(Rc::clone(&listener));
+            }
+            listener.fail_active().await;
+            let mut gone = agent.pulls.gone.borrow_mut();
+            if gone.as_ref().is_some_and(|gone| Rc::ptr_eq(gone, &listener)) {
+                *gone = None;
+            }
         });
         Ok(puller)
     }
@@ -275,7 +298,7 @@ impl Pull {
 impl Puller {
     fn new(socket: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
-        Ok(Self { socket: crate::watch(socket)?, active: RefCell::default(), gone: Notify::new() })
+        Ok(Self { socket: crate::watch(socket)?, active: RefCell::default(), end: watch::channel(None).0 })
     }
 
     async fn send(&self, request: &Request) -> io::Result<()> {
@@ -283,27 +306,35 @@ impl Puller {
         self.socket.async_io(Interest::WRITABLE, |socket| seqpacket::send(socket, &bytes, &[])).await
     }
 
-    /// Hears the puller until it is gone or was idle for [`LINGER`]. What was still active has failed then.
-    async fn listen(&self) {
+    /// Hears the puller until it is gone (false) or was idle for [`LINGER`] (true).
+    async fn listen(&self) -> bool {
         let mut buffer = vec![0; FRAME_MAX];
+        let mut end = self.end.subscribe();
         loop {
             let is_idle = self.active.borrow().is_empty();
             let received = tokio::select! {
                 received = self.receive(&mut buffer) => received,
-                () = self.gone.notified() => None,
+                _ = end.wait_for(Option::is_some) => None,
                 () = tokio::time::sleep(LINGER), if is_idle => {
                     // A pull may have come at this very moment.
-                    if self.active.borrow().is_empty() { return }
+                    if self.active.borrow().is_empty() { return true }
                     continue;
                 }
             };
             match received {
                 Some(reply) => self.heard(reply),
-                None => break,
+                None => return false,
             }
         }
+    }
+
+    /// What was still active has failed. Init knows why; it says so when both of the puller's processes are gone.
+    async fn fail_active(&self) {
+        let mut end = self.end.subscribe();
+        let told = tokio::time::timeout(END_PATIENCE, end.wait_for(Option::is_some)).await;
+        let end = told.ok().and_then(Result::ok).and_then(|end| *end);
         for pull in std::mem::take(&mut *self.active.borrow_mut()).into_values() {
-            pull.ended(Err(failed(PullFailureKind::Internal, PULLER_DIED)));
+            pull.ended(Err(puller_died(end)));
         }
     }
 
@@ -388,6 +419,25 @@ fn anonymous(reference: &str) -> Order {
         certificate_authorities: Vec::new(),
         aliases: Vec::new(),
     }
+}
+
+fn puller_died(end: Option<PullerEnd>) -> PullFailure {
+    let (name, limit) = match end.map(|end| end.process) {
+        Some(PullerProcess::Fetcher) => ("fetcher", FETCHER_MEMORY),
+        Some(PullerProcess::Indexer) => ("indexer", INDEXER_MEMORY),
+        None => return failed(PullFailureKind::Internal, "the puller ended in the middle of the pull"),
+    };
+    let (kind, how) = match end {
+        Some(PullerEnd { out_of_memory: true, .. }) => {
+            (PullFailureKind::Limit, format!("reached its memory limit of {limit} bytes"))
+        }
+        Some(PullerEnd { code: code @ 129.., .. }) => {
+            (PullFailureKind::Internal, format!("was killed by signal {}", code - 128))
+        }
+        Some(PullerEnd { code, .. }) => (PullFailureKind::Internal, format!("ended with code {code}")),
+        None => (PullFailureKind::Internal, "ended".to_owned()),
+    };
+    failed(kind, format!("the puller's {name} {how} in the middle of the pull"))
 }
 
 fn failed(kind: PullFailureKind, message: impl Into<String>) -> PullFailure {

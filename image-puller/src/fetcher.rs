@@ -12,6 +12,7 @@ use nacre_protocols::frame::{self, FrameError};
 use nacre_sys::seqpacket;
 use rustix::net::SendFlags;
 
+use crate::index_client::IndexError;
 use crate::pull::{self, Context, Event, PullError};
 use crate::registry::transport::Cancel;
 
@@ -27,13 +28,21 @@ pub enum FetcherError {
     Thread(io::Error),
 }
 
+/// Exit code of a fetcher whose indexer is gone.
+pub const INDEXER_GONE: i32 = 3;
+
 type Active = Arc<Mutex<HashMap<u32, Cancel>>>;
 
 /// Serves the agent until its end closes. What is under way then ends with the process.
 pub fn serve(agent: OwnedFd, context: Context) -> Result<(), FetcherError> {
     let context = Arc::new(context);
     let answers = context.clone();
-    spawn(move || answers.indexer.receive())?;
+    spawn(move || {
+        answers.indexer.receive();
+        // Without it no pull can end well. Both are started anew for the next one, and what is half done is swept then.
+        eprintln!("nacre-puller: the indexer is gone");
+        std::process::exit(INDEXER_GONE);
+    })?;
     let agent = Arc::new(agent);
     let active = Active::default();
     let mut buffer = vec![0; FRAME_MAX];
@@ -76,6 +85,8 @@ fn answer(agent: &OwnedFd, context: &Context, active: &Active, id: u32, request:
     let outcome = pull::pull(context, request, cancel, &report);
     lock(active).remove(&id);
     let reply = match outcome {
+        // This process is about to end, and who started it knows more.
+        Err(PullError::Index { source: IndexError::Gone, .. }) => return,
         Ok(image) => Reply::Done { id, image: Box::new(image) },
         Err(error) => Reply::Failed { id, failure: failure(&error) },
     };

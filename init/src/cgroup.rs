@@ -2,6 +2,7 @@
 
 use crate::InitError;
 use crate::console::say;
+use nacre_protocols::names::{FETCHER_MEMORY, INDEXER_MEMORY, OWN_PROCESSES};
 use rustix::fs::{Mode, OFlags, open};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,12 +19,8 @@ pub struct Hierarchy {
     pub indexer: OwnedFd,
 }
 
-/// What the guest's own processes may use, in bytes. The fetcher's and indexer's limits hold page cache of what they
-/// write, too, which the kernel can drop; the tree that the indexer keeps of a layer is bounded well below.
-const AGENT_MEMORY: &str = "67108864";
-const FETCHER_MEMORY: &str = "134217728";
-const INDEXER_MEMORY: &str = "402653184";
-const PROCESSES: &str = "64";
+/// What the agent may use, in bytes.
+const AGENT_MEMORY: u64 = 64 << 20;
 
 impl Hierarchy {
     pub fn prepare() -> Result<Self, InitError> {
@@ -41,6 +38,11 @@ impl Hierarchy {
             })
         };
         prepare().map_err(InitError::io("preparing the cgroup tree"))
+    }
+
+    /// How many processes the kernel killed in the fetcher's and in the indexer's cgroup for want of memory.
+    pub fn puller_out_of_memory_kills(&self) -> [u64; 2] {
+        ["fetcher", "indexer"].map(|name| out_of_memory_kills(&Path::new(ROOT).join("puller").join(name)))
     }
 
     /// On a tmpfs scratch the layers themselves count as the puller's memory, and the tmpfs has its own limit.
@@ -80,14 +82,18 @@ impl Cgroup {
 
     /// How many processes the kernel killed in it for want of memory.
     pub fn out_of_memory_kills(&self) -> u64 {
-        let text = std::fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
-        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(0)
+        out_of_memory_kills(&self.path)
     }
 
     /// `EBUSY` while processes are left.
     pub fn remove(&self) -> io::Result<()> {
         remove_tree(&self.path, DEPTH_MAX)
     }
+}
+
+fn out_of_memory_kills(cgroup: &Path) -> u64 {
+    let text = std::fs::read_to_string(cgroup.join("memory.events")).unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(0)
 }
 
 /// A container may have made cgroups of its own beneath its own.
@@ -115,10 +121,10 @@ fn delegate(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn limited(path: PathBuf, memory: &str) -> io::Result<OwnedFd> {
+fn limited(path: PathBuf, memory: u64) -> io::Result<OwnedFd> {
     std::fs::create_dir(&path)?;
-    std::fs::write(path.join("memory.max"), memory)?;
-    std::fs::write(path.join("pids.max"), PROCESSES)?;
+    std::fs::write(path.join("memory.max"), memory.to_string())?;
+    std::fs::write(path.join("pids.max"), OWN_PROCESSES.to_string())?;
     open_directory(&path)
 }
 

@@ -181,11 +181,7 @@ impl Init {
         for number in told {
             self.launch_progress(number);
         }
-        let is_puller = self.puller.as_ref().is_some_and(|p| p.fetcher == pid || p.indexer == pid);
-        if is_puller {
-            say(&format!("the puller ended with code {code}"));
-            self.puller = None;
-            self.tell(Event::PullerExited);
+        if self.puller_ended(pid, code) {
             return;
         }
         let found = self.containers.iter().find_map(|(id, container)| {
@@ -267,7 +263,7 @@ impl Init {
         }
     }
 
-    fn tell(&mut self, event: Event) {
+    pub(crate) fn tell(&mut self, event: Event) {
         if let Some(agent) = self.agent.as_mut() {
             agent.tell(event);
         }

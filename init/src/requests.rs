@@ -3,7 +3,6 @@
 use crate::agent::{Phase, failure};
 use crate::cgroup::Cgroup;
 use crate::launch::{Grant, Purpose, launch};
-use crate::puller::{self, Puller};
 use crate::serve::Init;
 use crate::table::{CONTAINERS_MAX, Container, EXECS_MAX, Process, Removal, State, Stdio};
 use crate::{boot, report};
@@ -13,7 +12,7 @@ use nacre_protocols::agent_init::{
 use nacre_protocols::init_launcher::{Mode, PLAN_MAX};
 use nacre_protocols::names::is_valid_id;
 use nacre_sys::process::PidNamespace as BornIn;
-use nacre_sys::{memfd, process, seqpacket, signals};
+use nacre_sys::{memfd, process, signals};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -321,64 +320,11 @@ impl Init {
         Ok(None)
     }
 
-    /// Starts both helper containers of the puller and hands the agent its end. One that an earlier agent had is replaced.
-    fn connect_puller(&mut self, tag: u32) {
-        let result = self.start_puller();
-        let Some(agent) = self.agent.as_mut() else { return };
-        match result {
-            Ok(socket) => agent.reply(tag, Ok(ReplyBody::Puller), &[socket.as_fd()]),
-            Err(error) => agent.reply(tag, Err(system("starting the puller")(error)), &[]),
-        }
-    }
-
-    fn start_puller(&mut self) -> io::Result<OwnedFd> {
-        if let Some(old) = self.puller.take() {
-            for pid in [old.fetcher, old.indexer] {
-                // Not reaped yet, so the number is still theirs.
-                let _ = rustix::process::Pid::from_raw(pid.cast_signed())
-                    .map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
-            }
-        }
-        let (agent_end, fetcher_end) = seqpacket::pair()?;
-        let (fetcher_inner, indexer_end) = seqpacket::pair()?;
-        let indexer_cgroup = self.cgroups.indexer.try_clone()?;
-        let indexer =
-            self.start_helper("indexer", &puller::indexer_plan(), &indexer_cgroup, &[indexer_end.as_fd()])?;
-        let fetcher_cgroup = self.cgroups.fetcher.try_clone()?;
-        let inherited = [fetcher_end.as_fd(), fetcher_inner.as_fd()];
-        let fetcher = self.start_helper("fetcher", &puller::fetcher_plan(), &fetcher_cgroup, &inherited)?;
-        self.puller = Some(Puller { fetcher, indexer });
-        Ok(agent_end)
-    }
-
-    fn start_helper(
-        &mut self,
-        name: &'static str,
-        plan: &nacre_protocols::init_launcher::Plan,
-        cgroup: &OwnedFd,
-        inherited: &[BorrowedFd<'_>],
-    ) -> io::Result<u32> {
-        let plan = self.seal_plan(plan)?;
-        let (gate_read, gate_write) = pipe()?;
-        // The gate is open from the start.
-        rustix::io::write(&gate_write, &[1])?;
-        let grant = Grant {
-            gate: Some(gate_read.as_fd()),
-            cgroup: Some(cgroup.as_fd()),
-            inherited,
-            pid_namespace: BornIn::New,
-            ..self.storage_grant(Mode::Helper, plan.as_fd())
-        };
-        let (child, status) = launch(&grant)?;
-        self.follow(child.pid, status, Purpose::Helper { name })?;
-        Ok(child.pid)
-    }
-
     fn report(&self) -> Vec<nacre_protocols::agent_init::ProcessReport> {
         let mut processes = vec![("init", 1)];
         processes.extend(self.agent.as_ref().map(|agent| ("agent", agent.pid)));
         if let Some(puller) = &self.puller {
-            processes.extend([("fetcher", puller.fetcher), ("indexer", puller.indexer)]);
+            processes.extend(puller.processes());
         }
         processes.into_iter().filter_map(|(name, pid)| report::process(name, pid)).collect()
     }

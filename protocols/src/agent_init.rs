@@ -70,7 +70,7 @@ pub enum RequestBody {
     Storage,
     /// Run a network plan. Descriptors: the plan. Reply: [`ReplyBody::Network`].
     Network,
-    /// Connect to the puller, starting it if it does not run. Reply: [`ReplyBody::Puller`].
+    /// Connect to a puller that has just been started; one that runs is ended first. Reply: [`ReplyBody::Puller`].
     ConnectPuller,
     /// Set the host name of the sandbox (UTS namespace of init).
     SetHostname { name: String },
@@ -158,8 +158,29 @@ pub struct ExitStatus {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    Exited { process: ProcessRef, status: ExitStatus },
-    PullerExited,
+    Exited {
+        process: ProcessRef,
+        status: ExitStatus,
+    },
+    /// Both processes of the puller are gone, and all that they were doing. Comes before the reply to a
+    /// [`RequestBody::ConnectPuller`] that waited for it.
+    PullerExited(PullerEnd),
+}
+
+/// Which process of the puller ended first; init then kills the other, which is of no use alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullerEnd {
+    pub process: PullerProcess,
+    /// Its exit code, or 128 plus the signal that killed it.
+    pub code: u8,
+    /// The kernel killed it for want of memory.
+    pub out_of_memory: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PullerProcess {
+    Fetcher,
+    Indexer,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

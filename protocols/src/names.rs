@@ -13,6 +13,13 @@ pub const FETCHER_UID: u32 = 0x7ffe_0002;
 pub const INDEXER_UID: u32 = 0x7ffe_0003;
 pub const RESERVED_UIDS: core::ops::RangeInclusive<u32> = 0x7ffe_0000..=0x7ffe_ffff;
 
+/// What the puller's processes may have in memory, in bytes: page cache of what they write included, which the kernel
+/// can drop. What the indexer keeps of a layer has limits of its own, which fit in here for all layers at once.
+pub const FETCHER_MEMORY: u64 = 128 << 20;
+pub const INDEXER_MEMORY: u64 = 384 << 20;
+/// Most processes and threads of each of the guest's own unprivileged processes.
+pub const OWN_PROCESSES: u64 = 64;
+
 /// vsock port of the agent's ttrpc server.
 pub const AGENT_VSOCK_PORT: u32 = 1024;
 

@@ -1,3 +1,17 @@
+use nacre_protocols::fetcher_indexer::LAYERS_AT_ONCE;
+use nacre_protocols::names::INDEXER_MEMORY;
+
+/// Bytes of the tree of one layer: some 300,000 entries.
+pub const METADATA_BYTES_MAX: u64 = 48 << 20;
+/// What `zstd` makes at its levels up to 19 asks for 8 MiB.
+pub const ZSTD_WINDOW_BYTES_MAX: u64 = 32 << 20;
+/// Everything else of the process: its text, stacks, buffers of each layer, and page cache that is being written.
+const REST_BYTES: u64 = 64 << 20;
+const _: () = assert!(
+    LAYERS_AT_ONCE as u64 * (METADATA_BYTES_MAX + ZSTD_WINDOW_BYTES_MAX) + REST_BYTES <= INDEXER_MEMORY,
+    "layers within their limits must not reach the memory limit of their process: that kills all of them"
+);
+
 /// Bounds on one layer. Everything an archive can make large is counted against one of these, and the error that
 /// refuses it names the field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,9 +62,9 @@ impl Default for Limits {
             tar_bytes: 64 << 30,
             ratio: 400,
             ratio_floor_bytes: 256 << 20,
-            zstd_window_bytes: 64 << 20,
+            zstd_window_bytes: ZSTD_WINDOW_BYTES_MAX,
             entries: 4 << 20,
-            metadata_bytes: 512 << 20,
+            metadata_bytes: METADATA_BYTES_MAX,
             path_bytes: 4095,
             component_bytes: 255,
             link_bytes: 4095,
