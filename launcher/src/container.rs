@@ -1,14 +1,14 @@
 //! Creates a container: this process, born as its PID 1 in its cgroup, sets everything up around itself, waits at the gate
 //! and becomes the command.
 
-use crate::check::Checked;
+use crate::check::{Checked, Origin};
 use crate::descriptors::required;
 use crate::error::{Context, LaunchError, Result};
 use crate::procfs::Procfs;
 use crate::status::StatusSocket;
 use crate::terminal::Terminal;
 use crate::{cgroup, devices, masks, mounts, namespaces, process, rootfs, user};
-use nacre_protocols::init_launcher::{ContainerPlan, LaunchStage, Mode, Status};
+use nacre_protocols::init_launcher::{ContainerPlan, LaunchStage, Status};
 use rustix::fs::Mode as FileMode;
 use std::os::fd::OwnedFd;
 
@@ -22,7 +22,7 @@ pub struct Given {
 /// Comes back when the gate was closed for good (`Ok`) or with what failed.
 pub fn create(
     plan: &Checked<Box<ContainerPlan>>,
-    mode: Mode,
+    origin: Origin,
     mut given: Given,
     status: &StatusSocket,
 ) -> Result<()> {
@@ -38,7 +38,7 @@ pub fn create(
     rustix::process::umask(FileMode::empty());
     namespaces::enter_fresh(plan)?;
     let root = rootfs::build(&plan.rootfs, &plan.id)?;
-    let unfinished = mounts::apply(&plan.mounts, &root, mode)?;
+    let unfinished = mounts::apply(&plan.mounts, &root, origin)?;
     devices::populate(plan, &root)?;
     masks::mask(&plan.masked_paths, &root)?;
     masks::make_read_only(&plan.readonly_paths, &root)?;
@@ -50,7 +50,7 @@ pub fn create(
         rustix::system::sethostname(hostname.as_bytes())
             .at(LaunchStage::Namespaces, || format!("setting the host name {hostname:?}"))?;
     }
-    let account = user::find(&plan.process.user, &root, mode == Mode::Helper)?;
+    let account = user::find(&plan.process.user, &root, origin)?;
     let terminal = plan.process.terminal.map(|size| Terminal::open(&root, size, account.uid)).transpose()?;
     if let Some(terminal) = &terminal {
         terminal.bind_console(&root)?;

@@ -6,7 +6,7 @@
 
 #![forbid(unsafe_code)]
 
-use nacre_launcher::check::{CheckedPlan, check};
+use nacre_launcher::check::{CheckedPlan, Origin, check};
 use nacre_launcher::confine::confine;
 use nacre_launcher::container::{Given, create};
 use nacre_launcher::descriptors::Descriptors;
@@ -64,8 +64,8 @@ fn launch(
     match check(read_plan(plan)?, mode, ceiling)
         .map_err(|error| LaunchError::refused(LaunchStage::Plan, error.to_string()))?
     {
-        CheckedPlan::Create(plan) => create(&plan, mode, given, status),
-        CheckedPlan::Exec(plan) => Err(exec(&plan, target, status)),
+        CheckedPlan::Create(plan) => create(&plan, Origin::of(mode), given, status),
+        CheckedPlan::Exec(plan) => Err(exec(&plan, Origin::of(mode), target, Vec::new(), status)),
         CheckedPlan::Storage(steps) => {
             storage::apply(&steps)?;
             status.send(&Status::Done(Outcome::Applied), None)

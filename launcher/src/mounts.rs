@@ -1,11 +1,12 @@
 //! The plan's mounts: each made detached, given its attributes, and attached to a target that is held by descriptor.
 
+use crate::check::Origin;
 use crate::copy_up::copy_up;
 use crate::error::{Context, Result};
 use crate::filesystem::{FilesystemContext, attach, clone_mount};
 use crate::namespaces::propagation_flags;
 use crate::tree::{Tree, is_missing};
-use nacre_protocols::init_launcher::{AccessTime, LaunchStage, Mode, Mount, MountAttributes, MountKind};
+use nacre_protocols::init_launcher::{AccessTime, LaunchStage, Mount, MountAttributes, MountKind};
 use nacre_protocols::names::KATA_RUN_DIR;
 use nacre_sys::mounting::set_attributes;
 use rustix::fs::{FileType, OFlags, fstat};
@@ -31,10 +32,10 @@ pub struct Unfinished {
 }
 
 /// Applies the mounts in order. What comes back is for [`finish`], after devices and links were made.
-pub fn apply(mounts: &[Mount], root: &Tree, mode: Mode) -> Result<Vec<Unfinished>> {
+pub fn apply(mounts: &[Mount], root: &Tree, origin: Origin) -> Result<Vec<Unfinished>> {
     let mut unfinished = Vec::new();
     for mount in mounts {
-        let mounted = apply_one(mount, root, mode)
+        let mounted = apply_one(mount, root, origin)
             .at(STAGE, || format!("mounting {} at {}", kind_name(&mount.kind), mount.destination))?;
         if matches!(mount.kind, MountKind::Tmpfs { .. }) && mount.attributes.read_only {
             unfinished.push(Unfinished { mount: mounted, destination: mount.destination.clone() });
@@ -65,12 +66,12 @@ pub fn attribute_flags(attributes: &MountAttributes) -> MountAttrFlags {
     flags
 }
 
-fn apply_one(mount: &Mount, root: &Tree, mode: Mode) -> io::Result<OwnedFd> {
+fn apply_one(mount: &Mount, root: &Tree, origin: Origin) -> io::Result<OwnedFd> {
     let attributes = attribute_flags(&mount.attributes);
     let writable = attributes - MountAttrFlags::MOUNT_ATTR_RDONLY;
     let path = mount.destination.as_str();
     let mounted = match &mount.kind {
-        MountKind::Bind { source, recursive } => bind(source, *recursive, attributes, path, root, mode),
+        MountKind::Bind { source, recursive } => bind(source, *recursive, attributes, path, root, origin),
         MountKind::Tmpfs { data, copy_up } => tmpfs(data, *copy_up, writable, path, root),
         MountKind::Proc { data } => kernel_tree("proc", data, attributes, path, root),
         MountKind::Sysfs => kernel_tree("sysfs", &[], attributes, path, root),
@@ -92,14 +93,14 @@ fn bind(
     attributes: MountAttrFlags,
     destination: &str,
     root: &Tree,
-    mode: Mode,
+    origin: Origin,
 ) -> io::Result<OwnedFd> {
-    let source = open_source(source, mode)?;
+    let source = open_source(source, origin)?;
     let is_directory = FileType::from_raw_mode(fstat(&source)?.st_mode) == FileType::Directory;
     let target = if is_directory { root.make_directory(destination)? } else { root.make_file(destination)? };
-    let attributes = match mode {
+    let attributes = match origin {
         // Device nodes in a volume would be the guest's devices, whoever made them.
-        Mode::Create => attributes | MountAttrFlags::MOUNT_ATTR_NODEV,
+        Origin::Agent => attributes | MountAttrFlags::MOUNT_ATTR_NODEV,
         _ => attributes,
     };
     let mount = clone_mount(&source, recursive)?;
@@ -110,9 +111,11 @@ fn bind(
 
 /// Without following any link: a container with a writable volume could have left one in it that leads to the guest's
 /// own files (CVE-2017-1002101).
-fn open_source(source: &str, mode: Mode) -> io::Result<OwnedFd> {
-    let (tree, path) = match (mode, source.strip_prefix(KATA_RUN_DIR)) {
-        (Mode::Helper, _) => ("/", source),
+fn open_source(source: &str, origin: Origin) -> io::Result<OwnedFd> {
+    let (tree, path) = match (origin, source.strip_prefix(KATA_RUN_DIR)) {
+        // The links of its own machine are root's business, as for mount(8).
+        (Origin::Host, _) => return Tree::own_root()?.open(source, OFlags::PATH),
+        (Origin::Init, _) => ("/", source),
         (_, Some(path)) => (KATA_RUN_DIR, path),
         (_, None) => return Err(io::ErrorKind::PermissionDenied.into()),
     };

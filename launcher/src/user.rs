@@ -1,7 +1,7 @@
 //! Who the command runs as: ids of the plan, or names looked up in the container's own files.
 
 use crate::accounts::{Account, GROUPS_MAX, home_of, resolve};
-use crate::check::is_reserved;
+use crate::check::{Origin, is_reserved};
 use crate::error::{Context, LaunchError, Result};
 use crate::tree::{Tree, is_missing};
 use nacre_protocols::init_launcher::{LaunchStage, User};
@@ -14,8 +14,8 @@ const STAGE: LaunchStage = LaunchStage::User;
 /// Longest `/etc/passwd` and `/etc/group`, in bytes.
 const FILE_MAX: u64 = 1024 * 1024;
 
-/// `reserved`: whether users of the guest's own processes are allowed.
-pub fn find(user: &User, root: &Tree, reserved: bool) -> Result<Account> {
+/// The agent's plans reach no user of the guest's own processes.
+pub fn find(user: &User, root: &Tree, origin: Origin) -> Result<Account> {
     let passwd = read(root, "/etc/passwd")?;
     let account = match user {
         User::Ids { uid, gid, additional } => {
@@ -30,7 +30,7 @@ pub fn find(user: &User, root: &Tree, reserved: bool) -> Result<Account> {
         }
     };
     let ids = [account.uid, account.gid].into_iter().chain(account.groups.iter().copied());
-    if let Some(id) = ids.filter(|id| is_reserved(*id)).find(|_| !reserved) {
+    if let Some(id) = ids.filter(|id| is_reserved(*id)).find(|_| origin == Origin::Agent) {
         return Err(LaunchError::refused(STAGE, format!("id {id} is reserved to the guest's own processes")));
     }
     if account.groups.len() > 2 * GROUPS_MAX {

@@ -80,6 +80,8 @@ pub mod fd {
     pub const INHERITED: i32 = 16;
     /// Most inherited descriptors.
     pub const INHERITED_MAX: u8 = 4;
+    /// Most descriptors that a command on a machine that is no guest inherits: numbers up to where the launcher's own begin.
+    pub const PRESERVED_MAX: u8 = 60;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

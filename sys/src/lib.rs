@@ -2,6 +2,7 @@
 
 pub mod bpf;
 pub mod exec;
+pub mod fork;
 #[cfg(feature = "kvm")]
 pub mod kvm_probe;
 pub mod lease;
@@ -16,4 +17,5 @@ pub mod seqpacket;
 pub mod signals;
 #[cfg(feature = "host")]
 pub mod spawn;
+pub mod usage;
 pub mod vsock;

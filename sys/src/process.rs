@@ -104,7 +104,7 @@ pub fn reap() -> io::Result<Option<Ended>> {
 }
 
 /// Makes later children be born in the target's pid namespace; gives back the caller's own.
-fn enter_pid_namespace(target: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+pub(crate) fn enter_pid_namespace(target: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let own = rustix::fs::open(
         "/proc/self/ns/pid",
         rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
@@ -114,7 +114,7 @@ fn enter_pid_namespace(target: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(own)
 }
 
-fn set_children_namespace(fd: i32) -> io::Result<()> {
+pub(crate) fn set_children_namespace(fd: i32) -> io::Result<()> {
     // SAFETY: no pointers.
     check(unsafe { libc::syscall(libc::SYS_setns, fd, libc::CLONE_NEWPID) }).map(drop)
 }

@@ -52,7 +52,7 @@ pub(super) fn check(plan: &ContainerPlan, origin: Origin, ceiling: u64) -> Resul
     count("devices", plan.devices.len(), DEVICES_MAX)?;
     plan.devices.iter().try_for_each(|it| device(it, origin))?;
     count("device_rules", plan.device_rules.len(), DEVICES_MAX)?;
-    plan.device_rules.iter().try_for_each(device_rule)?;
+    plan.device_rules.iter().try_for_each(|it| device_rule(it, origin))?;
     count("masked_paths", plan.masked_paths.len(), LIST_MAX)?;
     plan.masked_paths.iter().try_for_each(|it| covered_path("masked path", it))?;
     count("readonly_paths", plan.readonly_paths.len(), LIST_MAX)?;
@@ -60,8 +60,12 @@ pub(super) fn check(plan: &ContainerPlan, origin: Origin, ceiling: u64) -> Resul
     count("cgroup", plan.cgroup.len(), LIST_MAX)?;
     plan.cgroup.iter().try_for_each(cgroup_write)?;
     count("sysctls", plan.sysctls.len(), LIST_MAX)?;
-    plan.sysctls.iter().try_for_each(|(name, value)| sysctl(name, value))?;
-    let inherited_max = if origin == Origin::Init { fd::INHERITED_MAX } else { 0 };
+    plan.sysctls.iter().try_for_each(|(name, value)| sysctl(name, value, origin))?;
+    let inherited_max = match origin {
+        Origin::Agent => 0,
+        Origin::Init => fd::INHERITED_MAX,
+        Origin::Host => fd::PRESERVED_MAX,
+    };
     count("inherited descriptors", plan.inherited.into(), inherited_max.into())?;
     process::check(&plan.process, origin, ceiling)
 }
@@ -79,7 +83,7 @@ fn rootfs(rootfs: &Rootfs, origin: Origin) -> Result<(), CheckError> {
 fn guest_path(what: &'static str, value: &str, origin: Origin) -> Result<(), CheckError> {
     match origin {
         Origin::Agent => path_beneath(what, value, KATA_RUN_DIR),
-        Origin::Init => path(what, value),
+        Origin::Init | Origin::Host => path(what, value),
     }
 }
 
@@ -112,6 +116,7 @@ fn device(device: &DeviceNode, origin: Origin) -> Result<(), CheckError> {
         DeviceKind::Character => is_open_device(device.major, Some(device.minor)),
         DeviceKind::Block => false,
     };
+    let allowed = allowed || origin == Origin::Host;
     require(allowed, "device", format_args!("{} ({}:{})", device.path, device.major, device.minor))
 }
 
@@ -121,12 +126,13 @@ fn is_open_device(major: u32, minor: Option<u32>) -> bool {
 }
 
 /// Denials are always allowed, and so is making nodes: a node gives nothing without the right to open it.
-fn device_rule(rule: &DeviceRule) -> Result<(), CheckError> {
+fn device_rule(rule: &DeviceRule, origin: Origin) -> Result<(), CheckError> {
     if rule.kind == Some(DeviceKind::Fifo) {
         return Err(not_allowed("device rule", "for a fifo"));
     }
     let opens = rule.allow && (rule.read || rule.write);
-    let allowed = !opens
+    let allowed = origin == Origin::Host
+        || !opens
         || rule.kind == Some(DeviceKind::Character)
             && rule.major.is_some_and(|major| is_open_device(major, rule.minor));
     let number = |number: Option<u32>| number.map_or("*".to_owned(), |number| number.to_string());
@@ -147,10 +153,11 @@ fn cgroup_write(write: &CgroupWrite) -> Result<(), CheckError> {
     require(allowed, "cgroup file", &write.file)
 }
 
-fn sysctl(name: &str, value: &str) -> Result<(), CheckError> {
+fn sysctl(name: &str, value: &str, origin: Origin) -> Result<(), CheckError> {
     length("sysctl value", value, VALUE_MAX)?;
     let tree = SYSCTL_TREES.iter().any(|tree| name.strip_prefix(tree).is_some_and(|rest| !rest.is_empty()));
     let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
         && name.split('.').all(|part| !part.is_empty());
-    require(plain && (tree || SYSCTLS.contains(&name)), "sysctl", name)
+    let known = tree || origin == Origin::Host || SYSCTLS.contains(&name);
+    require(plain && known, "sysctl", name)
 }
