@@ -10,8 +10,8 @@ use crate::init::Init;
 use crate::say;
 use nacre_protocols::agent_init::{FailureKind, PullerEnd, PullerProcess, ReplyBody, RequestBody};
 use nacre_protocols::agent_puller::{
-    Credentials, FRAME_MAX, LAYERS_MAX, PULLS_MAX, Platform, Pull as Order, PullFailure, PullFailureKind,
-    PulledImage, REFERENCE_MAX, Reply, Request,
+    FRAME_MAX, LAYERS_MAX, PULLS_MAX, Platform, Pull as Order, PullFailure, PullFailureKind, PulledImage,
+    REFERENCE_MAX, Reply, Request,
 };
 use nacre_protocols::frame;
 use nacre_protocols::host_agent::ttrpc::Code;
@@ -176,7 +176,7 @@ impl Agent {
                     return Ok(image);
                 }
                 let id = format!("container-{}", self.pulls.next.get());
-                self.start_pull(id, anonymous(reference))?
+                self.start_pull(id, Order::anonymous(reference, native_platform()))?
             }
         };
         match pull.end().await {
@@ -408,17 +408,6 @@ impl Puller {
 /// The platform of this guest.
 pub fn native_platform() -> Platform {
     Platform { os: "linux".to_owned(), architecture: "amd64".to_owned(), variant: String::new() }
-}
-
-fn anonymous(reference: &str) -> Order {
-    Order {
-        reference: reference.to_owned(),
-        platform: native_platform(),
-        credentials: Credentials::Anonymous,
-        insecure: Vec::new(),
-        certificate_authorities: Vec::new(),
-        aliases: Vec::new(),
-    }
 }
 
 fn puller_died(end: Option<PullerEnd>) -> PullFailure {

@@ -10,9 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::Instant;
 
-use nacre_protocols::agent_puller::{
-    Credentials, FETCHER_FD, FRAME_MAX, INDEXER_FD, Platform, Pull, Reply, Request,
-};
+use nacre_protocols::agent_puller::{FETCHER_FD, FRAME_MAX, INDEXER_FD, Platform, Pull, Reply, Request};
 use nacre_protocols::{fetcher_indexer, frame, names};
 use nacre_sys::process::{Child, PidNamespace, Spawn, spawn};
 use nacre_sys::seqpacket;
@@ -33,14 +31,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     drop((fetcher_end, to_indexer, indexer_end));
 
     let begun = Instant::now();
-    let pull = Pull {
-        reference: reference.clone(),
-        platform: Platform { os: "linux".into(), architecture: "amd64".into(), variant: String::new() },
-        credentials: Credentials::Anonymous,
-        insecure: Vec::new(),
-        certificate_authorities: Vec::new(),
-        aliases: Vec::new(),
-    };
+    let platform = Platform { os: "linux".into(), architecture: "amd64".into(), variant: String::new() };
+    let pull = Pull::anonymous(reference.clone(), platform);
     seqpacket::send(&agent, &frame::encode(&Request::Pull { id: 1, pull: Box::new(pull) }, FRAME_MAX)?, &[])?;
     let mut buffer = vec![0; FRAME_MAX];
     let image = loop {

@@ -16,13 +16,16 @@ use crate::config::{ConfigDocument, ConfigError};
 use crate::digest::Digest;
 use crate::index_client::{IndexClient, IndexError};
 use crate::manifest::{Compression, Document, ImageManifest, Layer, ManifestError, Platform};
-use crate::reference::{Reference, ReferenceError};
+use crate::reference::{Location, Reference, ReferenceError};
 use crate::registry::auth::Credentials;
+use crate::registry::blob::Blob;
 use crate::registry::dns::ResolveError;
+use crate::registry::proxy::{Proxies, ProxySettingError};
 use crate::registry::retry::RetryPolicy;
-use crate::registry::tls::{Trust, TrustError};
+use crate::registry::sources::Sources;
+use crate::registry::tls::{Identity, Trust, TrustError};
 use crate::registry::transport::{Cancel, Connector, Timeouts, TransportError};
-use crate::registry::{Access, Blob, FetchedManifest, Registry, RegistryError};
+use crate::registry::{Access, FetchedManifest, Registry, RegistryError};
 use crate::store::{Claim, Store, StoreError};
 
 /// Longest tar of a layer in bytes.
@@ -55,6 +58,10 @@ pub enum PullError {
     Reference(#[from] ReferenceError),
     #[error("request: {0}")]
     Trust(#[from] TrustError),
+    #[error("request: {0}")]
+    Proxy(#[from] ProxySettingError),
+    #[error("request: location {location:?}: {source}")]
+    Location { location: String, source: ReferenceError },
     #[error("{0}")]
     Registry(#[from] RegistryError),
     #[error("{what} {source}")]
@@ -89,8 +96,8 @@ pub fn pull(
     report: &(dyn Fn(Event) + Sync),
 ) -> Result<PulledImage, PullError> {
     let reference = Reference::parse(&request.reference)?;
-    let registry = registry(context, &reference, request, cancel)?;
-    let image = find_image(&registry, &reference, &request.platform)?;
+    let sources = sources(context, &reference, request, cancel)?;
+    let image = find_image(&sources, &reference, &request.platform)?;
     let present: Vec<bool> = image
         .layers()
         .map(|(layer, diff_id)| context.store.find(&layer.blob.digest, &diff_id).is_some())
@@ -101,7 +108,7 @@ pub fn pull(
         present,
     });
     report(Event::Layers(listed.collect()));
-    let layers = LayerPulls { context, registry: &registry, image: &image, cancel, report }.run()?;
+    let layers = LayerPulls { context, sources: &sources, image: &image, cancel, report }.run()?;
     Ok(PulledImage {
         reference: reference.to_string(),
         manifest: wire(image.manifest_digest),
@@ -121,29 +128,59 @@ pub fn pull(
     })
 }
 
-fn registry(
+fn sources(
     context: &Context,
     reference: &Reference,
     request: &Pull,
     cancel: &Cancel,
-) -> Result<Registry, PullError> {
-    let (host, _) = reference.host_and_port();
-    let alias = request.aliases.iter().find(|alias| alias.host.eq_ignore_ascii_case(host));
-    let access = Access {
-        credentials: match &request.credentials {
-            edge::Credentials::Anonymous => Credentials::Anonymous,
-            edge::Credentials::Basic { user, password } => {
-                Credentials::Basic { user: user.clone(), password: password.clone() }
-            }
-            edge::Credentials::IdentityToken(token) => Credentials::IdentityToken(token.clone()),
-        },
-        insecure: request.insecure.clone(),
-        address: alias.map(|alias| alias.address),
-        retry: context.retry,
+) -> Result<Sources, PullError> {
+    let identities: Vec<_> = request
+        .client_certificates
+        .iter()
+        .map(|given| Identity {
+            registry: crate::registry::tls::Registry::new(&given.registry),
+            chain: &given.chain,
+            key: &given.key,
+        })
+        .collect();
+    let trust = Trust::new(&request.certificate_authorities, &identities)?;
+    let edge::Proxy { http, https, exceptions } = &request.proxy;
+    let proxies = Proxies::new(http, https, exceptions)?;
+    let registry = |location: &Location, given: &edge::Credentials| {
+        let (host, _) = location.host_and_port();
+        let alias = request.aliases.iter().find(|alias| alias.host.eq_ignore_ascii_case(host));
+        let access = Access {
+            credentials: credentials(given),
+            insecure: request.insecure.clone(),
+            address: alias.map(|alias| alias.address),
+            retry: context.retry,
+        };
+        let resolv_conf = context.resolv_conf.clone();
+        let mut connector = Connector::new(trust.clone(), context.timeouts, cancel.clone(), resolv_conf);
+        connector.proxies = proxies.clone();
+        connector.proxy_aliases =
+            request.aliases.iter().map(|alias| (alias.host.to_ascii_lowercase(), alias.address)).collect();
+        Registry::new(location, access, connector)
     };
-    let trust = Trust::new(&request.certificate_authorities)?;
-    let connector = Connector::new(trust, context.timeouts, cancel.clone(), context.resolv_conf.clone());
-    Ok(Registry::new(reference, access, connector))
+    let locate = |text: &str| {
+        let failed = |source| PullError::Location { location: crate::manifest::shorten(text), source };
+        Location::parse(text).map_err(failed)
+    };
+    let mirrors = request.mirrors.iter();
+    let mirrors = mirrors.map(|mirror| Ok(registry(&locate(&mirror.location)?, &mirror.credentials)));
+    let mirrors = mirrors.collect::<Result<Vec<_>, PullError>>()?;
+    let own = if request.location.is_empty() { reference.location() } else { locate(&request.location)? };
+    Ok(Sources::new(mirrors, registry(&own, &request.credentials)))
+}
+
+fn credentials(given: &edge::Credentials) -> Credentials {
+    match given {
+        edge::Credentials::Anonymous => Credentials::Anonymous,
+        edge::Credentials::Basic { user, password } => {
+            Credentials::Basic { user: user.clone(), password: password.clone() }
+        }
+        edge::Credentials::IdentityToken(token) => Credentials::IdentityToken(token.clone()),
+    }
 }
 
 /// What a reference turned out to name.
@@ -162,7 +199,7 @@ impl Image {
 }
 
 fn find_image(
-    registry: &Registry,
+    sources: &Sources,
     reference: &Reference,
     platform: &edge::Platform,
 ) -> Result<Image, PullError> {
@@ -177,14 +214,14 @@ fn find_image(
         found: crate::manifest::shorten_to(&found, 1024),
     };
     let what = format!("manifest {reference}");
-    let root = registry.manifest(&what, &reference.manifest_name(), reference.digest, None)?;
+    let root = sources.manifest(&what, &reference.manifest_name(), reference.digest, None)?;
     let (manifest_digest, manifest) = match parse_manifest(&what, &root)? {
         Document::Image(manifest) => (root.digest, manifest),
         Document::Index(index) => {
             let entry = index.choose(&wanted).ok_or_else(|| other_platform(index.platforms()))?.manifest;
             let what = format!("manifest {} of {reference}", entry.digest);
             let name = entry.digest.to_string();
-            let child = registry.manifest(&what, &name, Some(entry.digest), Some(entry.size))?;
+            let child = sources.manifest(&what, &name, Some(entry.digest), Some(entry.size))?;
             match parse_manifest(&what, &child)? {
                 Document::Image(manifest) => (child.digest, manifest),
                 Document::Index(_) => return Err(PullError::NestedIndex { what }),
@@ -192,7 +229,7 @@ fn find_image(
         }
     };
     let what = format!("config {} of {reference}", manifest.config.digest);
-    let bytes = registry.small_blob(&what, manifest.config)?;
+    let bytes = sources.small_blob(&what, manifest.config)?;
     let config = ConfigDocument::parse(&bytes, manifest.layers.len())
         .map_err(|source| PullError::Config { what, source })?;
     if !config.platform.serves(&wanted) {
@@ -209,7 +246,7 @@ fn parse_manifest(what: &str, fetched: &FetchedManifest) -> Result<Document, Pul
 /// All layers of an image, a few at a time.
 struct LayerPulls<'a> {
     context: &'a Context,
-    registry: &'a Registry,
+    sources: &'a Sources,
     image: &'a Image,
     cancel: &'a Cancel,
     report: &'a (dyn Fn(Event) + Sync),
@@ -296,7 +333,7 @@ impl LayerPulls<'_> {
         let mut job = indexer
             .start(compression, TAR_BYTES_MAX, &tar, &index_file, self.cancel)
             .map_err(|source| self.index_error(what, source))?;
-        let mut blob = self.registry.blob(what, layer.blob);
+        let mut blob = Blob::new(self.sources, what, layer.blob, &[]);
         let mut buffer = vec![0; BUFFER_BYTES];
         let (mut fetched, mut feeding) = (0, true);
         let mut reported = Instant::now();
@@ -320,7 +357,9 @@ impl LayerPulls<'_> {
                 let damage =
                     if source.blames_the_layer() { rest(&mut blob, &mut buffer).err() } else { None };
                 return match damage {
-                    Some(damage @ RegistryError::Digest { .. }) => Err(damage.into()),
+                    Some(damage) if matches!(damage.last(), RegistryError::Digest { .. }) => {
+                        Err(damage.into())
+                    }
                     _ => Err(self.index_error(what, source)),
                 };
             }
@@ -375,6 +414,8 @@ impl PullError {
         match self {
             Self::Reference(_) => PullFailureKind::Reference,
             Self::Trust(_) => PullFailureKind::Tls,
+            Self::Proxy(_) => PullFailureKind::Connect,
+            Self::Location { .. } => PullFailureKind::Reference,
             Self::Registry(error) => registry_kind(error),
             Self::Manifest { source: ManifestError::TooMany { .. } | ManifestError::Size { .. }, .. } => {
                 PullFailureKind::Limit
@@ -401,15 +442,16 @@ impl PullError {
 }
 
 fn registry_kind(error: &RegistryError) -> PullFailureKind {
-    match error {
+    match error.last() {
         RegistryError::Transport { source, .. } => match source {
             TransportError::Resolve { source: ResolveError::Name, .. } => PullFailureKind::Reference,
             TransportError::Resolve { .. } => PullFailureKind::NameResolution,
             TransportError::Connect { .. }
             | TransportError::Broken { .. }
-            | TransportError::Closed { .. } => PullFailureKind::Connect,
+            | TransportError::Closed { .. }
+            | TransportError::Proxy { .. } => PullFailureKind::Connect,
             TransportError::Tls { .. } => PullFailureKind::Tls,
-            TransportError::Stalled { .. } => PullFailureKind::Stalled,
+            TransportError::Stalled { .. } | TransportError::Slow { .. } => PullFailureKind::Stalled,
             TransportError::Malformed { .. } => PullFailureKind::Malformed,
             TransportError::Cancelled => PullFailureKind::Cancelled,
         },
@@ -421,6 +463,7 @@ fn registry_kind(error: &RegistryError) -> PullFailureKind {
         | RegistryError::Status { .. }
         | RegistryError::Redirect { .. }
         | RegistryError::Size { .. }
-        | RegistryError::Range { .. } => PullFailureKind::Malformed,
+        | RegistryError::Range { .. }
+        | RegistryError::AfterMirrors { .. } => PullFailureKind::Malformed,
     }
 }

@@ -33,6 +33,13 @@ pub struct Reference {
     pub digest: Option<Digest>,
 }
 
+/// Where a repository is: a reference without tag and digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location {
+    pub domain: String,
+    pub path: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReferenceError {
     #[error("image reference is empty")]
@@ -98,6 +105,18 @@ impl Reference {
             (None, Some(tag)) => tag.clone(),
             (None, None) => DEFAULT_TAG.to_owned(),
         }
+    }
+
+    pub fn location(&self) -> Location {
+        Location { domain: self.domain.clone(), path: self.path.clone() }
+    }
+}
+
+impl Location {
+    /// Reads `host[:port]/path`, completed as a reference is.
+    pub fn parse(text: &str) -> Result<Self, ReferenceError> {
+        // With a tag behind it, one that is there already cannot be one.
+        Ok(Reference::parse(&format!("{text}:{DEFAULT_TAG}"))?.location())
     }
 
     /// The host, `[` and `]` removed, and the port if one was written.
@@ -344,7 +363,19 @@ mod tests {
             ("[::1]/a", "::1", None),
             ("[::1]:65535/a", "::1", Some(65535)),
         ] {
-            assert_eq!(Reference::parse(text).unwrap().host_and_port(), (host, port), "{text}");
+            let location = Reference::parse(text).unwrap().location();
+            assert_eq!(location.host_and_port(), (host, port), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_location_has_neither_tag_nor_digest() {
+        let location = Location::parse("mirror.example:5000/a/b").unwrap();
+        assert_eq!((location.domain.as_str(), location.path.as_str()), ("mirror.example:5000", "a/b"));
+        assert_eq!(Location::parse("busybox").unwrap().path, "library/busybox");
+        let digest = format!("a.b/c@sha256:{ID}");
+        for text in ["", "a.b/c:1", "a.b/", &digest] {
+            assert!(Location::parse(text).is_err(), "{text}");
         }
     }
 }

@@ -28,15 +28,6 @@ fn fails(store: &std::path::Path, request: &Pull, kind: PullFailureKind, words: 
     assert!(nothing_half_done(store), "{text}");
 }
 
-fn noise(length: usize, seed: u32) -> Vec<u8> {
-    let mut state = seed;
-    let next = |_| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    };
-    (0..length).map(next).collect()
-}
-
 #[test]
 fn an_image_is_pulled_through_index_manifest_and_config() {
     let store = tempfile::tempdir().unwrap();
@@ -542,20 +533,6 @@ fn a_redirect_does_not_lead_from_https_to_plain_http() {
     assert_eq!(plain.count("blobs"), 0);
     request.insecure = vec![plain.address.to_string()];
     quietly(&context(store.path()), &request).unwrap();
-}
-
-/// A self-signed certificate for a name, as PEM and as what serves it.
-fn certify(name: &str) -> (String, std::sync::Arc<rustls::ServerConfig>) {
-    let certified = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
-    let key = rustls_pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
-    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certified.cert.der().clone()], key)
-        .unwrap();
-    (certified.cert.pem(), config.into())
 }
 
 #[test]

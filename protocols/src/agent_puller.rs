@@ -19,6 +19,11 @@ pub const PULLS_MAX: usize = 8;
 pub const LAYERS_MAX: usize = 128;
 /// Longest reference, in bytes, before normalisation.
 pub const REFERENCE_MAX: usize = 1024;
+/// Most mirrors, and most client certificates, of one pull.
+pub const MIRRORS_MAX: usize = 16;
+pub const CLIENT_CERTIFICATES_MAX: usize = 8;
+/// Longest policy, in bytes. With all else of a request it must also fit into a frame.
+pub const POLICY_MAX: usize = 64 * 1024;
 /// Longest text of a failure, in bytes.
 pub const MESSAGE_MAX: usize = 2048;
 /// The fetcher's end of this edge.
@@ -44,13 +49,82 @@ pub struct Pull {
     /// As a person types it; the puller normalises it as docker does.
     pub reference: String,
     pub platform: Platform,
+    /// Where the repository really is (`host[:port]/path`); empty: where the reference says.
+    pub location: String,
+    /// Of that registry.
     pub credentials: Credentials,
+    /// Asked before it, in this order.
+    pub mirrors: Vec<Mirror>,
     /// Registries (`host[:port]`) that may be spoken to by plain http or with an unknown certificate.
     pub insecure: Vec<String>,
     /// More roots of trust, PEM.
     pub certificate_authorities: Vec<String>,
+    pub client_certificates: Vec<ClientCertificate>,
+    pub proxy: Proxy,
+    /// What may be pulled: the text of a file of containers-policy.json's kind; empty: everything.
+    pub policy: String,
     /// Where a host name of the reference is found, before any DNS: the sandbox's way to the host's loopback.
     pub aliases: Vec<HostAlias>,
+}
+
+impl Pull {
+    /// The image of this reference for this platform, asked for anonymously and without any rule.
+    pub fn anonymous(reference: impl Into<String>, platform: Platform) -> Self {
+        Self {
+            reference: reference.into(),
+            platform,
+            location: String::new(),
+            credentials: Credentials::Anonymous,
+            mirrors: Vec::new(),
+            insecure: Vec::new(),
+            certificate_authorities: Vec::new(),
+            client_certificates: Vec::new(),
+            proxy: Proxy::default(),
+            policy: String::new(),
+            aliases: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mirror {
+    /// The repository there: `host[:port]/path`.
+    pub location: String,
+    pub credentials: Credentials,
+}
+
+/// What is shown to a registry that asks who the client is.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientCertificate {
+    /// `host[:port]`; nobody else is shown it.
+    pub registry: String,
+    /// Both PEM: the certificate with what leads to its root, and its key.
+    pub chain: String,
+    pub key: String,
+}
+
+/// Never prints a secret.
+impl std::fmt::Debug for ClientCertificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ClientCertificate for {}", self.registry)
+    }
+}
+
+/// Ways through proxies, as the environment variables of these names have them; empty: none.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proxy {
+    pub http: String,
+    pub https: String,
+    /// Domains, addresses and networks that are spoken to directly.
+    pub exceptions: Vec<String>,
+}
+
+/// Their URLs may hold passwords.
+impl std::fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let given = |url: &str| !url.is_empty();
+        write!(f, "Proxy {{ http: {}, https: {} }}", given(&self.http), given(&self.https))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,8 +5,10 @@ use crate::error::RpcError;
 use crate::pulls::{Layer, Progress, native_platform};
 use nacre_protocols::agent_init::{ReplyBody, RequestBody};
 use nacre_protocols::agent_puller::{
-    Credentials, HostAlias, Platform, Pull as Order, PullFailure, PullFailureKind, PulledImage,
+    CLIENT_CERTIFICATES_MAX, ClientCertificate, Credentials, FRAME_MAX, HostAlias, MIRRORS_MAX, Mirror,
+    POLICY_MAX, Platform, Proxy, Pull as Order, PullFailure, PullFailureKind, PulledImage,
 };
+use nacre_protocols::frame;
 use nacre_protocols::host_agent::nacre::{
     self as wire, BootStage, CancelPullRequest, Failure, Image, ImageLayer, LayerState, ProcessMemory,
     PullState, Report, ReportRequest, StartPullRequest, WatchPullRequest, failure, pull_state::Stage,
@@ -19,6 +21,8 @@ const LIST_MAX: usize = 64;
 /// Longest name or word, and longest secret, in bytes.
 const WORD_MAX: usize = 256;
 const SECRET_MAX: usize = 16 * 1024;
+/// Bytes of a frame to the puller that are kept free for what goes around an order.
+const FRAME_RESERVE: usize = 64;
 
 method!(start_pull, sandbox::StartPull, start);
 method!(watch_pull, sandbox::WatchPull, watch);
@@ -75,28 +79,56 @@ async fn get_report(context: Context, _: ReportRequest) -> Result<Report, RpcErr
     })
 }
 
-/// A checked order for the puller.
+/// An order for the puller within its limits. What is in it is the puller's to judge.
 fn order(request: StartPullRequest) -> Result<Order, RpcError> {
-    for (field, length) in [
-        ("insecure", request.insecure.len()),
-        ("certificate_authorities", request.certificate_authorities.len()),
-        ("aliases", request.aliases.len()),
+    let proxy = request.proxy.unwrap_or_default();
+    for (field, length, limit) in [
+        ("insecure", request.insecure.len(), LIST_MAX),
+        ("certificate_authorities", request.certificate_authorities.len(), LIST_MAX),
+        ("aliases", request.aliases.len(), LIST_MAX),
+        ("mirrors", request.mirrors.len(), MIRRORS_MAX),
+        ("client_certificates", request.client_certificates.len(), CLIENT_CERTIFICATES_MAX),
+        ("proxy.exceptions", proxy.exceptions.len(), LIST_MAX),
     ] {
-        if length > LIST_MAX {
-            return Err(RpcError::invalid(format!("{field}: more than {LIST_MAX} entries")));
+        if length > limit {
+            return Err(RpcError::invalid(format!("{field}: more than {limit} entries")));
         }
     }
     if request.insecure.iter().any(|registry| registry.len() > WORD_MAX) {
         return Err(RpcError::invalid(format!("insecure: a name longer than {WORD_MAX} bytes")));
     }
-    Ok(Order {
+    if request.policy.len() > POLICY_MAX {
+        return Err(RpcError::invalid(format!("policy: longer than {POLICY_MAX} bytes")));
+    }
+    let order = Order {
         reference: request.reference,
         platform: request.platform.map_or_else(native_platform, platform),
+        location: request.location,
         credentials: credentials(request.credentials)?,
+        mirrors: request.mirrors.into_iter().map(mirror).collect::<Result<_, _>>()?,
         insecure: request.insecure,
         certificate_authorities: request.certificate_authorities,
+        client_certificates: request.client_certificates.into_iter().map(client_certificate).collect(),
+        proxy: Proxy { http: proxy.http, https: proxy.https, exceptions: proxy.exceptions },
+        policy: request.policy,
         aliases: request.aliases.into_iter().map(alias).collect::<Result<_, _>>()?,
-    })
+    };
+    if frame::encode(&order, FRAME_MAX - FRAME_RESERVE).is_err() {
+        let message = format!(
+            "a pull's rules, certificates and credentials are longer than {} bytes together",
+            FRAME_MAX - FRAME_RESERVE
+        );
+        return Err(RpcError::invalid(message));
+    }
+    Ok(order)
+}
+
+fn mirror(given: wire::Mirror) -> Result<Mirror, RpcError> {
+    Ok(Mirror { location: given.location, credentials: credentials(given.credentials)? })
+}
+
+fn client_certificate(given: wire::ClientCertificate) -> ClientCertificate {
+    ClientCertificate { registry: given.registry, chain: given.chain, key: given.key }
 }
 
 fn platform(platform: wire::Platform) -> Platform {

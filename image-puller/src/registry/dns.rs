@@ -17,6 +17,8 @@ pub const SEARCH_DOMAINS_MAX: usize = 6;
 pub const RESOLV_CONF_BYTES_MAX: u64 = 64 << 10;
 /// Longest name in wire form, bytes (RFC 1035 section 2.3.4).
 const NAME_BYTES_MAX: usize = 255;
+/// What answers over UDP may be long in bytes: what crosses every path in one piece (RFC 9715 section 3).
+const UDP_ANSWER_BYTES_MAX: u16 = 1232;
 /// Most records of an answer that are looked at.
 const RECORDS_MAX: usize = 256;
 /// Most aliases that are followed.
@@ -27,6 +29,9 @@ const ADDRESSES_MAX: usize = 16;
 const ROUNDS_MAX: u32 = 2;
 /// What the second family's answer is waited for when the first one brought addresses.
 const OTHER_FAMILY_PATIENCE: Duration = Duration::from_millis(300);
+
+/// FORMERR or NOTIMP: what servers from before EDNS say to it.
+const UNKNOWN_FORM: &str = "FORMERR";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResolverConfig {
@@ -134,7 +139,7 @@ impl ResolverConfig {
             for &server in &self.servers {
                 let questions = [Family::V4, Family::V6].map(|family| Question::new(name, family, random()));
                 let [Some(v4), Some(v6)] = questions else { return Err(ResolveError::Name) };
-                match ask(server, self.timeout, &[v4, v6]) {
+                match ask(server, self.timeout, [v4, v6]) {
                     Ok(answers) => match judge(server, answers) {
                         Err(error @ ResolveError::Refused(..)) => failure = error,
                         outcome => return outcome,
@@ -154,6 +159,9 @@ pub struct Question {
     family: Family,
     /// Wire form in lower case.
     name: Vec<u8>,
+    /// Says that longer answers than RFC 1035's are understood (EDNS, RFC 6891). A server that does not know it is asked
+    /// again without.
+    extended: bool,
 }
 
 impl Question {
@@ -169,7 +177,7 @@ impl Question {
             name.extend(label.bytes().map(|byte| byte.to_ascii_lowercase()));
         }
         name.push(0);
-        (name.len() <= NAME_BYTES_MAX).then_some(Self { id, family, name })
+        (name.len() <= NAME_BYTES_MAX).then_some(Self { id, family, name, extended: true })
     }
 
     fn record_type(&self) -> u16 {
@@ -182,10 +190,16 @@ impl Question {
     /// The query: header with "recursion desired", one question of class IN.
     pub fn encode(&self) -> Vec<u8> {
         let mut packet = self.id.to_be_bytes().to_vec();
-        packet.extend([0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, 0]);
+        packet.extend([0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, u8::from(self.extended)]);
         packet.extend(&self.name);
         packet.extend(self.record_type().to_be_bytes());
         packet.extend([0, 1]);
+        if self.extended {
+            // The OPT record: the root's name, type 41, the size where others have their class, no flags, no options.
+            packet.extend([0, 0, 41]);
+            packet.extend(UDP_ANSWER_BYTES_MAX.to_be_bytes());
+            packet.extend([0; 6]);
+        }
         packet
     }
 
@@ -195,7 +209,14 @@ impl Question {
         let (id, flags) = (reader.u16()?, reader.u16()?);
         let (questions, answers) = (reader.u16()?, reader.u16()?);
         reader.at += 4;
-        if id != self.id || flags & 0x8000 == 0 || questions != 1 {
+        if id != self.id || flags & 0x8000 == 0 {
+            return None;
+        }
+        if questions == 0 && matches!(flags & 0x000f, 1 | 4) {
+            // What cannot be read need not be repeated.
+            return Some(Answer::ServerFailure(UNKNOWN_FORM));
+        }
+        if questions != 1 {
             return None;
         }
         let asked = (reader.name()?, reader.u16()?, reader.u16()?);
@@ -206,7 +227,7 @@ impl Question {
             _ if flags & 0x0200 != 0 => Some(Answer::Truncated),
             0 => self.parse_records(reader, answers),
             3 => Some(Answer::NoSuchName),
-            1 => Some(Answer::ServerFailure("FORMERR")),
+            1 | 4 => Some(Answer::ServerFailure(UNKNOWN_FORM)),
             2 => Some(Answer::ServerFailure("SERVFAIL")),
             5 => Some(Answer::ServerFailure("REFUSED")),
             _ => Some(Answer::ServerFailure("an error code")),
@@ -314,13 +335,17 @@ fn judge(server: SocketAddr, answers: [Option<Answer>; 2]) -> Result<Vec<IpAddr>
 }
 
 /// Asks both questions at once and waits for both answers; an error only if none came.
-fn ask(server: SocketAddr, timeout: Duration, questions: &[Question; 2]) -> io::Result<[Option<Answer>; 2]> {
+fn ask(
+    server: SocketAddr,
+    timeout: Duration,
+    mut questions: [Question; 2],
+) -> io::Result<[Option<Answer>; 2]> {
     // Not UdpSocket::bind: connecting picks a random port too, and this process has no bind(2).
     let family = if server.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = rustix::net::socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let socket = UdpSocket::from(socket);
     socket.connect(server)?;
-    for question in questions {
+    for question in &questions {
         socket.send(&question.encode())?;
     }
     let mut answers = [None, None];
@@ -341,9 +366,16 @@ fn ask(server: SocketAddr, timeout: Duration, questions: &[Question; 2]) -> io::
             },
         };
         let packet = packet.get(..length).unwrap_or_default();
-        for (question, slot) in questions.iter().zip(answers.iter_mut()).filter(|(_, slot)| slot.is_none()) {
+        for (question, slot) in
+            questions.iter_mut().zip(answers.iter_mut()).filter(|(_, slot)| slot.is_none())
+        {
             *slot = match question.parse_answer(packet) {
                 Some(Answer::Truncated) => Some(ask_tcp(server, timeout, question)?),
+                Some(Answer::ServerFailure(UNKNOWN_FORM)) if question.extended => {
+                    question.extended = false;
+                    socket.send(&question.encode())?;
+                    None
+                }
                 other => other,
             };
             if matches!(slot, Some(Answer::Addresses(addresses)) if !addresses.is_empty()) {
@@ -378,13 +410,16 @@ mod tests {
 
     use super::*;
 
+    /// Of the record that a question ends with.
+    const OPT_BYTES: usize = 11;
+
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
 
     /// An answer to `question`: names as pointers to the question (offset 12) or to an earlier record.
     fn answer(question: &Question, flags: u16, records: &[Vec<u8>]) -> Vec<u8> {
-        let mut packet = question.encode();
+        let mut packet = Question { extended: false, ..question.clone() }.encode();
         packet[2..4].copy_from_slice(&flags.to_be_bytes());
         packet[7] = records.len() as u8;
         records.iter().for_each(|record| packet.extend(record));
@@ -471,7 +506,7 @@ mod tests {
             for _ in 0..2 {
                 let mut packet = [0; 512];
                 let (length, from) = udp.recv_from(&mut packet).unwrap();
-                let v6 = packet[length - 3] == 28;
+                let v6 = packet[length - OPT_BYTES - 3] == 28;
                 packet[2] = if v6 { 0x80 } else { 0x82 };
                 udp.send_to(&packet[..length], from).unwrap();
             }
@@ -482,8 +517,9 @@ mod tests {
             stream.read_exact(&mut packet).unwrap();
             packet.resize(2 + usize::from(packet[1]), 0);
             stream.read_exact(&mut packet[2..]).unwrap();
+            packet.truncate(packet.len() - OPT_BYTES);
             packet[4] = 0x80;
-            packet[9] = 1;
+            (packet[9], packet[13]) = (1, 0);
             packet.extend(record(&[0xc0, 12], 1, &[192, 0, 2, 9]));
             packet[1] = (packet.len() - 2) as u8;
             stream.write_all(&packet).unwrap();
@@ -497,6 +533,45 @@ mod tests {
         };
         assert_eq!(config.lookup("reg.example", || 77), Ok(vec![ip("192.0.2.9")]));
         threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+
+    #[test]
+    fn a_server_from_before_edns_is_asked_again_without() {
+        let question = Question::new("reg.example", Family::V4, 7).unwrap();
+        let packet = question.encode();
+        assert_eq!(packet[packet.len() - OPT_BYTES..], [0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0]);
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let servers = vec![udp.local_addr().unwrap()];
+        let thread = std::thread::spawn(move || {
+            let mut refused = 0;
+            for _ in 0..4 {
+                let mut packet = [0; 512];
+                let (length, from) = udp.recv_from(&mut packet).unwrap();
+                packet[2] = 0x80;
+                if packet[11] == 1 {
+                    // Of its own accord it says no more than the head.
+                    refused += 1;
+                    packet[3..12].copy_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0, 0]);
+                    udp.send_to(&packet[..12], from).unwrap();
+                    continue;
+                }
+                let mut reply = packet[..length].to_vec();
+                if packet[length - 3] == 1 {
+                    reply[7] = 1;
+                    reply.extend(record(&[0xc0, 12], 1, &[192, 0, 2, 7]));
+                }
+                udp.send_to(&reply, from).unwrap();
+            }
+            refused
+        });
+        let config = ResolverConfig { servers, search: vec![], ndots: 1, timeout: Duration::from_secs(5) };
+        let ids = std::cell::Cell::new(0);
+        let next = || {
+            ids.set(ids.get() + 1);
+            ids.get()
+        };
+        assert_eq!(config.lookup("reg.example", next), Ok(vec![ip("192.0.2.7")]));
+        assert_eq!(thread.join().unwrap(), 2);
     }
 
     #[test]

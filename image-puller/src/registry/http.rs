@@ -3,8 +3,9 @@
 //! Small on purpose: GET and POST, no compression, no upgrade, no pipelining.
 
 use std::io::{self, Read, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::proxy::Proxy;
 use super::transport::{Connector, Limit, Stream, TransportError, from_io};
 use super::url::{Origin, Url};
 
@@ -16,6 +17,8 @@ pub const FIELDS_MAX: usize = 100;
 const INTERIM_MAX: usize = 8;
 /// Longest line that announces a chunk, and longest trailer, in bytes.
 const CHUNK_LINE_BYTES_MAX: usize = 4 << 10;
+/// Fewest bytes that the wait for a stalled body must bring in all; who sends less drips on purpose, or is as good as dead.
+const DRIP_BYTES_MIN: u64 = 1 << 10;
 /// Bytes read at once when the caller reads less.
 const BUFFER_BYTES: usize = 16 << 10;
 
@@ -136,8 +139,9 @@ fn exchange<'a>(
     let host = &request.url.origin.host;
     let failed = |error| from_io(host, error, connector.timeouts.first_byte);
     stream.limit(Limit::Until(Instant::now() + connector.timeouts.first_byte));
-    let head =
-        request_head(request).map_err(|reason| TransportError::Malformed { host: host.clone(), reason })?;
+    let forwarder = connector.forwarder(&request.url.origin);
+    let head = request_head(request, forwarder)
+        .map_err(|reason| TransportError::Malformed { host: host.clone(), reason })?;
     stream.write_all(&head).and_then(|()| stream.flush()).map_err(failed)?;
     let mut input = Input { stream, buffer: Vec::new(), at: 0 };
     for _ in 0..INTERIM_MAX {
@@ -149,16 +153,30 @@ fn exchange<'a>(
             head.framing().map_err(|reason| TransportError::Malformed { host: host.clone(), reason })?;
         input.stream.limit(Limit::Each(connector.timeouts.stall));
         let origin = request.url.origin.clone();
-        let body = Body { connector, origin, keep: !head.closes, framing, input: Some(input) };
+        let body = Body {
+            connector,
+            origin,
+            keep: !head.closes,
+            framing,
+            input: Some(input),
+            waited: Duration::ZERO,
+            brought: 0,
+        };
         return Ok(Response { status: head.status, head, body });
     }
     Err(TransportError::Malformed { host: host.clone(), reason: "too many interim answers" })
 }
 
-fn request_head(request: &Request<'_>) -> Result<Vec<u8>, &'static str> {
+/// A proxy that passes plain requests on is told the whole URL (RFC 9112 section 3.2.2).
+fn request_head(request: &Request<'_>, forwarder: Option<&Proxy>) -> Result<Vec<u8>, &'static str> {
     let method = if request.form.is_some() { "POST" } else { "GET" };
     let url = request.url;
-    let mut head = format!("{method} {} HTTP/1.1\r\nHost: {}\r\n", url.target, url.origin.authority());
+    let authority = url.origin.authority();
+    let base = if forwarder.is_some() { format!("http://{authority}") } else { String::new() };
+    let mut head = format!("{method} {base}{} HTTP/1.1\r\nHost: {authority}\r\n", url.target);
+    if let Some(authorization) = forwarder.and_then(Proxy::authorization) {
+        head.push_str(&format!("Proxy-Authorization: {authorization}\r\n"));
+    }
     head.push_str(concat!("User-Agent: nacre/", env!("CARGO_PKG_VERSION"), "\r\n"));
     for (name, value) in request.fields {
         if !super::auth::is_field_value(value) {
@@ -183,7 +201,7 @@ struct Input {
 }
 
 impl Input {
-    fn read_head(&mut self, host: &str, patience: std::time::Duration) -> Result<Head, TransportError> {
+    fn read_head(&mut self, host: &str, patience: Duration) -> Result<Head, TransportError> {
         let malformed = |reason| TransportError::Malformed { host: host.to_owned(), reason };
         loop {
             let unread = self.buffer.get(self.at..).unwrap_or_default();
@@ -250,6 +268,9 @@ pub struct Body<'a> {
     keep: bool,
     framing: Framing,
     input: Option<Input>,
+    /// Spent in reading, and what that brought, since it was last enough.
+    waited: Duration,
+    brought: u64,
 }
 
 impl Body<'_> {
@@ -264,13 +285,32 @@ impl Body<'_> {
 
     /// 0 bytes only at the end.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, TransportError> {
+        let begun = Instant::now();
         let read = self.read_io(buffer);
+        self.waited += begun.elapsed();
+        if let Ok(length @ 1..) = read {
+            self.brought += length as u64;
+            self.check_drip()?;
+        }
         read.map_err(|error| match error.get_ref().and_then(|inner| inner.downcast_ref::<BadChunk>()) {
             Some(_) => {
                 TransportError::Malformed { host: self.origin.host.clone(), reason: "chunk is malformed" }
             }
             None => from_io(&self.origin.host, error, self.connector.timeouts.stall),
         })
+    }
+
+    /// Each byte in time is not enough: all of them must come to something. What the consumer takes does not count.
+    fn check_drip(&mut self) -> Result<(), TransportError> {
+        let after = self.connector.timeouts.stall;
+        let (bytes, was_long) = (self.brought, self.waited >= after);
+        if was_long && bytes < DRIP_BYTES_MIN {
+            return Err(TransportError::Slow { host: self.origin.host.clone(), bytes, after });
+        }
+        if was_long || bytes >= DRIP_BYTES_MIN {
+            (self.waited, self.brought) = (Duration::ZERO, 0);
+        }
+        Ok(())
     }
 
     /// All of it, if it is not longer than `limit` bytes; else as much as `limit` and one more.

@@ -5,9 +5,13 @@
 //! What fails in passing (429, 5xx, broken or stalled connections) is tried again, a blob from the byte where it broke.
 
 pub mod auth;
+pub mod blob;
+mod dial;
 pub mod dns;
 pub mod http;
+pub mod proxy;
 pub mod retry;
+pub mod sources;
 pub mod tls;
 pub mod transport;
 pub mod url;
@@ -17,11 +21,11 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::Deserialize;
 
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
 use crate::manifest::{self, Descriptor, MANIFEST_BYTES_MAX, shorten};
-use crate::reference::{DEFAULT_DOMAIN, Reference};
+use crate::reference::{DEFAULT_DOMAIN, Location};
 use auth::{AuthError, Credentials, TOKEN_REPLY_BYTES_MAX, TokenSource, Way};
-use http::{Body, Head, Request, Response};
+use http::{Head, Request, Response};
 use retry::{Fault, RetryPolicy};
 use transport::{Connector, TransportError};
 use url::{Origin, Scheme, Url};
@@ -59,6 +63,30 @@ pub enum RegistryError {
     Digest { what: String, expected: Digest, got: Digest },
     #[error("{what}: answer to a range request begins at another byte than {0}", .offset)]
     Range { what: String, offset: u64 },
+    #[error("{last} (mirrors asked before: {earlier})")]
+    AfterMirrors { last: Box<RegistryError>, earlier: String },
+}
+
+impl RegistryError {
+    /// What is wrong at the last source that was asked.
+    pub fn last(&self) -> &Self {
+        match self {
+            Self::AfterMirrors { last, .. } => last.last(),
+            error => error,
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Transport { source: TransportError::Cancelled, .. })
+    }
+
+    fn after(self, earlier: Vec<RegistryError>) -> Self {
+        if earlier.is_empty() || self.is_cancelled() {
+            return self;
+        }
+        let earlier: Vec<_> = earlier.iter().map(|error| shorten(&error.to_string())).collect();
+        Self::AfterMirrors { last: Box::new(self), earlier: earlier.join("; ") }
+    }
 }
 
 /// What a pull knows of how to reach and enter the registry.
@@ -92,16 +120,16 @@ pub struct FetchedManifest {
 }
 
 impl Registry {
-    pub fn new(reference: &Reference, access: Access, mut connector: Connector) -> Self {
-        let (host, port) = reference.host_and_port();
-        let host = if reference.domain == DEFAULT_DOMAIN { DOCKER_HUB } else { host }.to_ascii_lowercase();
+    pub fn new(location: &Location, access: Access, mut connector: Connector) -> Self {
+        let (host, port) = location.host_and_port();
+        let host = if location.domain == DEFAULT_DOMAIN { DOCKER_HUB } else { host }.to_ascii_lowercase();
         // Under no other name: a redirect must not reach what the address stands for (the host's loopback).
         connector.aliases = access.address.map(|address| (host.clone(), address)).into_iter().collect();
         Self {
             connector,
             host,
             port,
-            repository: reference.path.clone(),
+            repository: location.path.clone(),
             access,
             origin: Mutex::default(),
             authorization: Mutex::default(),
@@ -137,21 +165,6 @@ impl Registry {
         check_digest(what, Some(blob.digest), Digest::of(&bytes)).map(|_| bytes)
     }
 
-    /// A blob as a stream; nothing is asked for before the first read.
-    pub fn blob(&self, what: &str, blob: Descriptor) -> Blob<'_> {
-        Blob {
-            registry: self,
-            what: what.to_owned(),
-            blob,
-            offset: 0,
-            offset_at_opening: 0,
-            resumes: 0,
-            fruitless: 0,
-            hasher: Hasher::default(),
-            body: None,
-        }
-    }
-
     fn small(
         &self,
         what: &str,
@@ -169,15 +182,42 @@ impl Registry {
         })
     }
 
-    /// One request for something of the repository, led through authentication and redirects to a 200 or 206.
+    /// One request for something of the repository.
     fn get(&self, what: &str, path: &str, fields: &[(&'static str, String)]) -> Result<Response<'_>, Fault> {
         let origin = self.settle_origin(what)?;
-        let first = Url::new(origin.clone(), format!("/v2/{}/{path}", self.repository));
+        let url = Url::new(origin.clone(), format!("/v2/{}/{path}", self.repository));
+        self.lead(what, url, Some(&origin), fields)
+    }
+
+    /// One request for what a manifest says may be had elsewhere. Nobody is told who asks.
+    fn get_foreign(
+        &self,
+        what: &str,
+        url: &str,
+        fields: &[(&'static str, String)],
+    ) -> Result<Response<'_>, Fault> {
+        let refused =
+            |reason: String| Fault::Final(RegistryError::Redirect { what: what.to_owned(), reason });
+        let url = Url::parse(url).map_err(|error| refused(error.to_string()))?;
+        if url.origin.scheme == Scheme::Http && !self.is_insecure(&url.origin) {
+            return Err(refused(format!("to plain http at {}", url.origin.host)));
+        }
+        self.lead(what, url, None, fields)
+    }
+
+    /// Leads a request through authentication and redirects to a 200 or 206. `origin` is who gets the credentials.
+    fn lead(
+        &self,
+        what: &str,
+        first: Url,
+        origin: Option<&Origin>,
+        fields: &[(&'static str, String)],
+    ) -> Result<Response<'_>, Fault> {
         let mut url = first.clone();
         let mut redirects = 0;
         let mut authorizations = 0;
         loop {
-            let own = url.origin == origin;
+            let own = Some(&url.origin) == origin;
             let authorization = if own { self.authorization() } else { None };
             let mut fields = fields.to_vec();
             fields.extend(authorization.clone().map(|value| ("Authorization", value)));
@@ -328,147 +368,6 @@ impl Registry {
     }
 }
 
-/// A blob while it streams. Interrupted, it goes on from the byte where it broke; the hash runs through.
-pub struct Blob<'a> {
-    registry: &'a Registry,
-    what: String,
-    blob: Descriptor,
-    offset: u64,
-    offset_at_opening: u64,
-    /// Times it was opened again.
-    resumes: u32,
-    /// Of these, the last ones in a row that brought nothing.
-    fruitless: u32,
-    hasher: Hasher,
-    body: Option<Body<'a>>,
-}
-
-impl Blob<'_> {
-    /// Most times that a blob is opened again in all.
-    pub const RESUMES_MAX: u32 = 32;
-
-    /// 0 bytes at the end, which is where the blob has its announced size and digest.
-    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, RegistryError> {
-        loop {
-            if self.offset == self.blob.size {
-                return self.finish().map(|()| 0);
-            }
-            let read = match self.body.as_mut() {
-                Some(body) => body.read(buffer),
-                None => {
-                    self.open()?;
-                    continue;
-                }
-            };
-            match read {
-                Ok(0) => {
-                    let host = self.registry.host.clone();
-                    self.lost(TransportError::Closed { host })?;
-                }
-                Ok(length) => {
-                    self.hasher.update(buffer.get(..length).unwrap_or_default());
-                    self.offset += length as u64;
-                    if self.offset > self.blob.size {
-                        return Err(self.wrong_size(self.offset));
-                    }
-                    return Ok(length);
-                }
-                Err(error) => self.lost(error)?,
-            }
-        }
-    }
-
-    fn finish(&mut self) -> Result<(), RegistryError> {
-        if let Some(mut body) = self.body.take()
-            && let Ok(1..) = body.read(&mut [0])
-        {
-            return Err(self.wrong_size(self.blob.size + 1));
-        }
-        check_digest(&self.what, Some(self.blob.digest), self.hasher.clone().finish()).map(|_| ())
-    }
-
-    /// Gives up, or lets the next read open it again.
-    fn lost(&mut self, source: TransportError) -> Result<(), RegistryError> {
-        self.body = None;
-        self.resumes += 1;
-        self.fruitless = if self.offset > self.offset_at_opening { 0 } else { self.fruitless + 1 };
-        let policy = &self.registry.access.retry;
-        let spent = self.resumes > Self::RESUMES_MAX || self.fruitless > policy.retries;
-        let cancel = &self.registry.connector.cancel;
-        if spent || !source.is_passing() {
-            return Err(RegistryError::Transport { what: self.what.clone(), source });
-        }
-        match cancel.sleep(policy.delay(self.fruitless)) {
-            true => Ok(()),
-            false => {
-                Err(RegistryError::Transport { what: self.what.clone(), source: TransportError::Cancelled })
-            }
-        }
-    }
-
-    fn open(&mut self) -> Result<(), RegistryError> {
-        let registry = self.registry;
-        let what = self.what.clone();
-        let (blob, offset) = (self.blob, self.offset);
-        let body = registry.access.retry.run(&registry.connector.cancel, &what, || {
-            let range = (offset > 0).then(|| ("Range", format!("bytes={offset}-")));
-            let fields: Vec<_> = range.into_iter().collect();
-            let response = registry.get(&what, &format!("blobs/{}", blob.digest), &fields)?;
-            position(&what, blob.size, offset, response)
-        })?;
-        self.offset_at_opening = offset;
-        self.body = Some(body);
-        Ok(())
-    }
-
-    fn wrong_size(&self, got: u64) -> RegistryError {
-        RegistryError::Size { what: self.what.clone(), expected: self.blob.size, got }
-    }
-}
-
-/// Brings the body of an answer to the byte `offset`, whether the server knows ranges or not.
-fn position<'a>(what: &str, size: u64, offset: u64, response: Response<'a>) -> Result<Body<'a>, Fault> {
-    let Response { status, head, mut body } = response;
-    let begins_at = match status {
-        206 => {
-            let begin = head.get("content-range").and_then(range_begin);
-            if begin != Some(offset) {
-                return Err(Fault::Final(RegistryError::Range { what: what.to_owned(), offset }));
-            }
-            offset
-        }
-        _ => 0,
-    };
-    if let Some(length) = body.length()
-        && length != size - begins_at
-    {
-        let got = begins_at.saturating_add(length);
-        return Err(Fault::Final(RegistryError::Size { what: what.to_owned(), expected: size, got }));
-    }
-    let mut to_skip = offset - begins_at;
-    let mut buffer = vec![0; 64 << 10];
-    while to_skip > 0 {
-        let wanted = buffer.len().min(usize::try_from(to_skip).unwrap_or(usize::MAX));
-        match body.read(buffer.get_mut(..wanted).unwrap_or_default()) {
-            Ok(0) => {
-                return Err(Fault::Final(RegistryError::Size {
-                    what: what.to_owned(),
-                    expected: size,
-                    got: offset - to_skip,
-                }));
-            }
-            Ok(read) => to_skip -= read as u64,
-            Err(source) => return Err(Fault::transport(what, source)),
-        }
-    }
-    Ok(body)
-}
-
-/// The first byte of `bytes 5-9/10`.
-fn range_begin(field: &str) -> Option<u64> {
-    field.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
-}
-
 fn check_digest(what: &str, expected: Option<Digest>, got: Digest) -> Result<Digest, RegistryError> {
     match expected {
         Some(expected) if expected != got => {
@@ -485,7 +384,7 @@ fn unauthorized(what: &str, detail: String) -> Fault {
 /// What an answer that is no success means.
 fn refusal(what: &str, url: &Url, response: Response<'_>) -> Fault {
     let (what, host, status) = (what.to_owned(), url.origin.host.clone(), response.status);
-    let retry_after = retry::retry_after(response.head.get("retry-after"));
+    let retry_after = retry::retry_after(&response.head);
     let detail = detail(response);
     match status {
         401 => {

@@ -7,7 +7,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+
+use super::url::Origin;
 
 /// Where the guest image has the roots of trust.
 pub const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -18,20 +20,46 @@ pub const ROOTS_BYTES_MAX: u64 = 4 << 20;
 pub enum TrustError {
     #[error("certificate authority {at} of the request is not PEM with certificates: {reason}")]
     Pem { at: usize, reason: String },
+    #[error("client certificate for {registry}: {reason}")]
+    Identity { registry: String, reason: String },
     #[error("the TLS settings do not hold together: {0}")]
     Settings(String),
 }
 
 /// Settings for hosts whose certificate must be good, and for those declared insecure.
+#[derive(Clone)]
 pub struct Trust {
     pub verified: Arc<ClientConfig>,
-    pub unverified: Arc<ClientConfig>,
+    unverified: Arc<ClientConfig>,
+    /// The same two for the hosts that this client shows a certificate to.
+    identified: Vec<(Registry, [Arc<ClientConfig>; 2])>,
+}
+
+/// A certificate chain and its key, both PEM, and whom they are for.
+pub struct Identity<'a> {
+    pub registry: Registry,
+    pub chain: &'a str,
+    pub key: &'a str,
+}
+
+/// `host` or `host:port`, in lower case; without a port it is https's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registry(String);
+
+impl Registry {
+    pub fn new(text: &str) -> Self {
+        Self(text.to_ascii_lowercase())
+    }
+
+    fn is(&self, origin: &Origin) -> bool {
+        self.0 == origin.authority() || self.0 == format!("{}:{}", origin.host, origin.port)
+    }
 }
 
 impl Trust {
     /// The roots that came with the guest image, and those of the request (PEM texts). A root of the image that this
     /// library cannot use is passed over; one that somebody asked for must be good.
-    pub fn new(extra: &[String]) -> Result<Self, TrustError> {
+    pub fn new(extra: &[String], identities: &[Identity<'_>]) -> Result<Self, TrustError> {
         let mut roots = RootCertStore::empty();
         let mut system = Vec::new();
         if let Ok(file) = std::fs::File::open(SYSTEM_ROOTS)
@@ -42,22 +70,65 @@ impl Trust {
         for (at, text) in extra.iter().enumerate() {
             add_extra(&mut roots, text).map_err(|reason| TrustError::Pem { at, reason })?;
         }
+        let roots = Arc::new(roots);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let settings = |error: rustls::Error| TrustError::Settings(error.to_string());
-        let builder =
-            || ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
-        let verified = builder().map_err(settings)?.with_root_certificates(roots).with_no_client_auth();
-        let unverified = builder()
-            .map_err(settings)?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider.clone())))
-            .with_no_client_auth();
+        let builder = |verify: bool| {
+            let builder = ClientConfig::builder_with_provider(provider.clone())
+                .with_safe_default_protocol_versions()
+                .map_err(settings)?;
+            Ok::<_, TrustError>(match verify {
+                true => builder.with_root_certificates(roots.clone()),
+                false => builder
+                    .dangerous()
+                    .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider.clone()))),
+            })
+        };
         let finish = |mut config: ClientConfig| {
             config.alpn_protocols = vec![b"http/1.1".to_vec()];
             Arc::new(config)
         };
-        Ok(Self { verified: finish(verified), unverified: finish(unverified) })
+        let anonymous = |verify| Ok::<_, TrustError>(finish(builder(verify)?.with_no_client_auth()));
+        let identified = identities.iter().map(|identity| {
+            let failed =
+                |reason: String| TrustError::Identity { registry: identity.registry.0.clone(), reason };
+            let with = |verify| {
+                let (chain, key) = read_identity(identity).map_err(failed)?;
+                let config = builder(verify)?.with_client_auth_cert(chain, key);
+                config.map(finish).map_err(|error| failed(error.to_string()))
+            };
+            Ok((identity.registry.clone(), [with(true)?, with(false)?]))
+        });
+        Ok(Self {
+            verified: anonymous(true)?,
+            unverified: anonymous(false)?,
+            identified: identified.collect::<Result<_, TrustError>>()?,
+        })
     }
+
+    pub fn settings(&self, origin: &Origin, unverified: bool) -> &Arc<ClientConfig> {
+        let identified = self.identified.iter().find(|(registry, _)| registry.is(origin));
+        match (identified, unverified) {
+            (Some((_, [verified, _])), false) => verified,
+            (Some((_, [_, unverified])), true) => unverified,
+            (None, false) => &self.verified,
+            (None, true) => &self.unverified,
+        }
+    }
+}
+
+type Chain = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// Says nothing of the key's text, also where it is wrong.
+fn read_identity(identity: &Identity<'_>) -> Result<Chain, String> {
+    let chain = CertificateDer::pem_slice_iter(identity.chain.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| "the certificate is not PEM")?;
+    if chain.is_empty() {
+        return Err("there is no certificate in it".into());
+    }
+    let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).map_err(|_| "there is no PEM key")?;
+    Ok((chain, key))
 }
 
 /// A random number for a DNS question's id.

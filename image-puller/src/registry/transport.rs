@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use rustls_pki_types::ServerName;
 
+use super::dial::{DialError, dial};
 use super::dns::{RESOLV_CONF_BYTES_MAX, ResolveError, ResolverConfig};
+use super::proxy::{Kind, Proxies, Proxy, ProxyError};
 use super::tls::{self, Trust};
 use super::url::{Origin, Scheme};
 
@@ -23,8 +25,6 @@ const IDLE_CONNECTIONS_MAX: usize = 4;
 const IDLE_AGE_MAX: Duration = Duration::from_secs(15);
 /// Longest wait between two looks at the cancel flag.
 const WAIT_SLICE: Duration = Duration::from_millis(200);
-/// What an address is given when there is another one to try.
-const NEXT_ADDRESS_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What is waited for, at most.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +54,10 @@ pub enum TransportError {
     Tls { host: String, reason: String },
     #[error("{host} sent nothing for {} s", .after.as_secs_f32())]
     Stalled { host: String, after: Duration },
+    #[error("{host} sent {bytes} bytes in {} s, which is as good as nothing", .after.as_secs_f32())]
+    Slow { host: String, bytes: u64, after: Duration },
+    #[error("proxy {proxy}: {reason}")]
+    Proxy { proxy: String, reason: String, passing: bool },
     #[error("connection to {host} broke: {source}")]
     Broken { host: String, source: io::Error },
     #[error("{host} closed the connection in the middle of its answer")]
@@ -68,7 +72,8 @@ impl TransportError {
     /// Whether the same request may well succeed a little later.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Stalled { .. } | Self::Broken { .. } | Self::Closed { .. } => true,
+            Self::Stalled { .. } | Self::Slow { .. } | Self::Broken { .. } | Self::Closed { .. } => true,
+            Self::Proxy { passing, .. } => *passing,
             Self::Resolve { source, .. } => {
                 matches!(source, ResolveError::NoAnswer(..) | ResolveError::Refused(..))
             }
@@ -112,6 +117,9 @@ pub struct Connector {
     pub aliases: HashMap<String, IpAddr>,
     pub resolv_conf: PathBuf,
     pub trust: Trust,
+    pub proxies: Proxies,
+    /// As `aliases`, for the hosts of proxies.
+    pub proxy_aliases: HashMap<String, IpAddr>,
     pub idle: Mutex<Vec<Idle>>,
 }
 
@@ -124,7 +132,16 @@ pub struct Idle {
 
 impl Connector {
     pub fn new(trust: Trust, timeouts: Timeouts, cancel: Cancel, resolv_conf: PathBuf) -> Self {
-        Self { timeouts, cancel, aliases: HashMap::new(), resolv_conf, trust, idle: Mutex::default() }
+        Self {
+            timeouts,
+            cancel,
+            aliases: HashMap::new(),
+            resolv_conf,
+            trust,
+            proxies: Proxies::default(),
+            proxy_aliases: HashMap::new(),
+            idle: Mutex::default(),
+        }
     }
 
     /// A kept connection to this origin.
@@ -144,50 +161,78 @@ impl Connector {
 
     /// A new connection. `unverified` is for hosts declared insecure: their certificate is not looked at.
     pub fn connect(&self, origin: &Origin, unverified: bool) -> Result<Stream, TransportError> {
-        let tcp = self.connect_tcp(origin)?;
-        let tcp = TimedStream {
-            tcp,
-            cancel: self.cancel.clone(),
-            limit: Cell::new(Limit::Each(self.timeouts.stall)),
+        let stream = match self.proxy(origin) {
+            None => self.connect_tcp(&origin.host, &self.resolve(&origin.host)?, origin.port)?,
+            Some(proxy) => self.connect_proxy(proxy, origin)?,
         };
         match origin.scheme {
-            Scheme::Http => Ok(Stream::Plain(tcp)),
+            Scheme::Http => Ok(stream),
             Scheme::Https => {
-                let config = if unverified { &self.trust.unverified } else { &self.trust.verified };
-                self.handshake(origin, tcp, config.clone())
+                self.handshake(&origin.host, stream, self.trust.settings(origin, unverified).clone())
             }
         }
     }
 
-    fn connect_tcp(&self, origin: &Origin) -> Result<TcpStream, TransportError> {
-        let addresses = self.resolve(&origin.host)?;
-        let deadline = Instant::now() + self.timeouts.connect;
-        let mut failure = None;
-        for (i, &ip) in addresses.iter().enumerate() {
-            if self.cancel.is_set() {
-                return Err(TransportError::Cancelled);
-            }
-            let address = SocketAddr::new(ip, origin.port);
-            let left = deadline.saturating_duration_since(Instant::now());
-            let patience = if i + 1 < addresses.len() { left.min(NEXT_ADDRESS_PATIENCE) } else { left };
-            let connected = match patience.is_zero() {
-                true => Err(io::ErrorKind::TimedOut.into()),
-                false => TcpStream::connect_timeout(&address, patience),
-            };
-            match connected.and_then(|tcp| set_options(&tcp).map(|()| tcp)) {
-                Ok(tcp) => return Ok(tcp),
-                // The first refusal says more than the last one's lack of a route.
-                Err(source) => {
-                    failure.get_or_insert(TransportError::Connect {
-                        host: origin.host.clone(),
-                        address,
-                        source,
-                    });
-                }
-            }
+    /// The proxy that plain requests to this origin are handed to, whole, instead of being led through.
+    pub fn forwarder(&self, origin: &Origin) -> Option<&Proxy> {
+        let is_forwarder = |proxy: &&Proxy| matches!(proxy.kind, Kind::Http | Kind::Https);
+        self.proxy(origin).filter(is_forwarder).filter(|_| origin.scheme == Scheme::Http)
+    }
+
+    /// What has an address of its own for us is no proxy's business.
+    fn proxy(&self, origin: &Origin) -> Option<&Proxy> {
+        self.proxies.choose(origin).filter(|_| !self.aliases.contains_key(&origin.host))
+    }
+
+    fn connect_proxy(&self, proxy: &Proxy, origin: &Origin) -> Result<Stream, TransportError> {
+        let name = format!("{}:{}", proxy.host, proxy.port);
+        let failed = |reason: String, passing| TransportError::Proxy { proxy: name.clone(), reason, passing };
+        let on_the_way = |error: TransportError| match error {
+            TransportError::Cancelled => TransportError::Cancelled,
+            error => failed(error.to_string(), error.is_passing()),
+        };
+        let addresses = match self.proxy_aliases.get(&proxy.host) {
+            Some(&address) => Ok(vec![address]),
+            None => self.resolve(&proxy.host),
+        };
+        let connected = addresses.and_then(|found| self.connect_tcp(&proxy.host, &found, proxy.port));
+        let mut stream = connected.map_err(on_the_way)?;
+        if proxy.kind == Kind::Https {
+            stream = self.handshake(&proxy.host, stream, self.trust.verified.clone()).map_err(on_the_way)?;
         }
-        let host = origin.host.clone();
-        Err(failure.unwrap_or(TransportError::Resolve { host, source: ResolveError::NoAddress }))
+        if self.forwarder(origin).is_some() {
+            return Ok(stream);
+        }
+        let address = match proxy.kind {
+            Kind::Socks5 { resolves: false } => self.resolve(&origin.host)?.first().copied(),
+            _ => None,
+        };
+        stream.limit(Limit::Until(Instant::now() + self.timeouts.first_byte));
+        let opened = proxy.open_way(&mut stream, &origin.host, origin.port, address);
+        opened.map_err(|error| match error {
+            ProxyError::Io(error) => on_the_way(from_io(&proxy.host, error, self.timeouts.first_byte)),
+            ProxyError::Refused(reason, passing) => failed(reason, passing),
+        })?;
+        stream.limit(Limit::Each(self.timeouts.stall));
+        Ok(stream)
+    }
+
+    fn connect_tcp(&self, host: &str, addresses: &[IpAddr], port: u16) -> Result<Stream, TransportError> {
+        let deadline = Instant::now() + self.timeouts.connect;
+        let connect = |address, source| TransportError::Connect { host: host.to_owned(), address, source };
+        let tcp = dial(addresses, port, deadline, &self.cancel).map_err(|error| match error {
+            DialError::Failed(address, source) => connect(address, source),
+            DialError::NoAddress => {
+                TransportError::Resolve { host: host.to_owned(), source: ResolveError::NoAddress }
+            }
+            DialError::Cancelled => TransportError::Cancelled,
+        })?;
+        set_options(&tcp).map_err(|source| TransportError::Broken { host: host.to_owned(), source })?;
+        Ok(Stream::Plain(TimedStream {
+            tcp,
+            cancel: self.cancel.clone(),
+            limit: Cell::new(Limit::Each(self.timeouts.stall)),
+        }))
     }
 
     fn resolve(&self, host: &str) -> Result<Vec<IpAddr>, TransportError> {
@@ -213,25 +258,24 @@ impl Connector {
 
     fn handshake(
         &self,
-        origin: &Origin,
-        mut tcp: TimedStream,
+        host: &str,
+        mut stream: Stream,
         config: Arc<ClientConfig>,
     ) -> Result<Stream, TransportError> {
-        let host = || origin.host.clone();
-        let failed = |reason: String| TransportError::Tls { host: host(), reason };
-        let name = ServerName::try_from(host()).map_err(|error| failed(error.to_string()))?;
+        let failed = |reason: String| TransportError::Tls { host: host.to_owned(), reason };
+        let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(error.to_string()))?;
         let mut session = ClientConnection::new(config, name).map_err(|error| failed(error.to_string()))?;
-        tcp.limit.set(Limit::Until(Instant::now() + self.timeouts.connect));
+        stream.limit(Limit::Until(Instant::now() + self.timeouts.connect));
         while session.is_handshaking() {
-            match session.complete_io(&mut tcp) {
+            match session.complete_io(&mut stream) {
                 Ok(_) => {}
                 Err(error) if self.cancel.is_set() || is_timeout(&error) => {
-                    return Err(from_io(&origin.host, error, self.timeouts.connect));
+                    return Err(from_io(host, error, self.timeouts.connect));
                 }
                 Err(error) => return Err(failed(error.to_string())),
             }
         }
-        Ok(Stream::Tls(Box::new(StreamOwned::new(session, tcp))))
+        Ok(Stream::Tls(Box::new(StreamOwned::new(session, stream))))
     }
 }
 
@@ -263,7 +307,8 @@ fn set_options(tcp: &TcpStream) -> io::Result<()> {
 
 pub enum Stream {
     Plain(TimedStream),
-    Tls(Box<StreamOwned<ClientConnection, TimedStream>>),
+    /// Over TCP, or inside another session: that with an https proxy.
+    Tls(Box<StreamOwned<ClientConnection, Stream>>),
 }
 
 impl Stream {
@@ -271,7 +316,7 @@ impl Stream {
     pub fn limit(&self, limit: Limit) {
         match self {
             Self::Plain(tcp) => tcp.limit.set(limit),
-            Self::Tls(tls) => tls.sock.limit.set(limit),
+            Self::Tls(tls) => tls.sock.limit(limit),
         }
     }
 }

@@ -133,7 +133,7 @@ impl fmt::Display for Url {
     }
 }
 
-fn split_authority(authority: &str) -> Result<(&str, Option<u16>), UrlError> {
+pub fn split_authority(authority: &str) -> Result<(&str, Option<u16>), UrlError> {
     if authority.contains('@') {
         return Err(UrlError::UserInfo);
     }

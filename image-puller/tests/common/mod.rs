@@ -1,16 +1,19 @@
 //! A registry in this process, on loopback, that misbehaves on demand; an indexer that only copies; images by hand.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod proxy;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nacre_protocols::agent_puller::{Credentials, Platform, Pull};
+use nacre_protocols::agent_puller::{Platform, Pull};
 use nacre_protocols::fetcher_indexer::{
     Compression, FRAME_MAX, IndexFailureKind, IndexLayer, Reply as IndexReply,
 };
@@ -46,6 +49,14 @@ pub struct Reply {
     pub stall_after: Option<usize>,
     /// In chunks of this many bytes.
     pub chunked: Option<usize>,
+    /// So many bytes at a time, and the pause behind each.
+    pub drip: Option<(usize, Duration)>,
+    /// With `break_after`: by a reset, not an orderly end.
+    pub reset: bool,
+    /// What the head says of the length, true or not.
+    pub announced: Option<u64>,
+    /// After the body, more and more of this, without end.
+    pub endless: bool,
 }
 
 impl Reply {
@@ -69,6 +80,8 @@ type Handler = dyn Fn(&Request) -> Reply + Send + Sync;
 pub struct FakeServer {
     pub address: SocketAddr,
     pub seen: Arc<Mutex<Vec<Request>>>,
+    /// Bytes of blobs' bodies that were written.
+    pub sent: Arc<AtomicU64>,
 }
 
 impl FakeServer {
@@ -87,23 +100,34 @@ impl FakeServer {
         tls: Option<Arc<rustls::ServerConfig>>,
         handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::listen_on("127.0.0.1:0", tls, handler)
+    }
+
+    pub fn listen_on(
+        address: &str,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let seen: Arc<Mutex<Vec<Request>>> = Arc::default();
+        let sent: Arc<AtomicU64> = Arc::default();
         let (handler, log): (Arc<Handler>, _) = (Arc::new(handler), seen.clone());
+        let count = sent.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (handler, log, tls) = (handler.clone(), log.clone(), tls.clone());
+                let (count, raw) = (count.clone(), stream.try_clone().unwrap());
                 std::thread::spawn(move || match tls {
-                    None => serve(stream, &*handler, &log),
+                    None => serve(stream, &raw, &*handler, &log, &count),
                     Some(config) => {
                         let session = rustls::ServerConnection::new(config).unwrap();
-                        serve(rustls::StreamOwned::new(session, stream), &*handler, &log)
+                        serve(rustls::StreamOwned::new(session, stream), &raw, &*handler, &log, &count)
                     }
                 });
             }
         });
-        Self { address, seen }
+        Self { address, seen, sent }
     }
 
     pub fn count(&self, part: &str) -> usize {
@@ -111,15 +135,34 @@ impl FakeServer {
     }
 }
 
-fn serve(mut stream: impl Read + Write, handler: &Handler, log: &Mutex<Vec<Request>>) {
+fn serve(
+    mut stream: impl Read + Write,
+    raw: &TcpStream,
+    handler: &Handler,
+    log: &Mutex<Vec<Request>>,
+    sent: &AtomicU64,
+) {
     while let Some(mut request) = read_request(&mut stream) {
         {
             let mut log = log.lock().unwrap();
             request.nth = log.iter().filter(|other| other.target == request.target).count();
             log.push(request.clone());
         }
-        let reply = handler(&request);
-        if write_reply(&mut stream, &reply).is_err() || reply.break_after.is_some() {
+        let mut reply = handler(&request);
+        let is_last = request.fields.get("connection").is_some_and(|value| value == "close");
+        if is_last {
+            reply = reply.with("Connection", "close");
+        }
+        let uncounted = AtomicU64::new(0);
+        let sent = if request.target.contains("/blobs/") { sent } else { &uncounted };
+        if write_reply(&mut stream, &reply, sent).is_err() {
+            return;
+        }
+        if reply.reset {
+            // What the peer has not taken by then is lost to it.
+            rustix::net::sockopt::set_socket_linger(raw, Some(Duration::ZERO)).unwrap();
+        }
+        if is_last || reply.break_after.is_some() || reply.announced.is_some() {
             return;
         }
     }
@@ -147,29 +190,55 @@ fn read_request(stream: &mut impl Read) -> Option<Request> {
     Some(Request { method, target, fields, body: String::from_utf8(body).unwrap(), nth: 0 })
 }
 
-fn write_reply(stream: &mut impl Write, reply: &Reply) -> io::Result<()> {
+fn write_reply(stream: &mut impl Write, reply: &Reply, sent: &AtomicU64) -> io::Result<()> {
     let mut head = format!("HTTP/1.1 {} X\r\n", reply.status);
     for (name, value) in &reply.fields {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     match reply.chunked {
         Some(_) => head.push_str("Transfer-Encoding: chunked\r\n\r\n"),
-        None => head.push_str(&format!("Content-Length: {}\r\n\r\n", reply.body.len())),
+        None if reply.endless => head.push_str("\r\n"),
+        None => {
+            let length = reply.announced.unwrap_or(reply.body.len() as u64);
+            head.push_str(&format!("Content-Length: {length}\r\n\r\n"));
+        }
     }
     stream.write_all(head.as_bytes())?;
     let end = reply.break_after.or(reply.stall_after).unwrap_or(reply.body.len()).min(reply.body.len());
-    match reply.chunked {
-        None => stream.write_all(&reply.body[..end])?,
-        Some(length) => {
-            for chunk in reply.body[..end].chunks(length) {
+    let body = &reply.body[..end];
+    match (reply.chunked, reply.drip) {
+        (None, None) => stream.write_all(body)?,
+        (None, Some((length, pause))) => {
+            for piece in body.chunks(length) {
+                stream.write_all(piece)?;
+                stream.flush()?;
+                std::thread::sleep(pause);
+            }
+        }
+        (Some(length), _) => {
+            for chunk in body.chunks(length) {
                 stream.write_all(format!("{:x};x=y\r\n", chunk.len()).as_bytes())?;
                 stream.write_all(chunk)?;
                 stream.write_all(b"\r\n")?;
             }
-            if end == reply.body.len() {
+            if end == reply.body.len() && !reply.endless {
                 stream.write_all(b"0\r\nTrailer: x\r\n\r\n")?;
             }
         }
+    }
+    sent.fetch_add(body.len() as u64, Ordering::Relaxed);
+    let more = [b' '; 16 << 10];
+    // Until the client has had enough.
+    for _ in std::iter::repeat_n((), if reply.endless { usize::MAX } else { 0 }) {
+        match reply.chunked {
+            None => stream.write_all(&more)?,
+            Some(_) => {
+                stream.write_all(format!("{:x}\r\n", more.len()).as_bytes())?;
+                stream.write_all(&more)?;
+                stream.write_all(b"\r\n")?;
+            }
+        }
+        sent.fetch_add(more.len() as u64, Ordering::Relaxed);
     }
     stream.flush()?;
     if reply.stall_after.is_some() {
@@ -334,14 +403,8 @@ fn copying_indexer(socket: &OwnedFd) {
 
 /// A request for `test/image` at this registry.
 pub fn request(registry: SocketAddr) -> Pull {
-    Pull {
-        reference: format!("{registry}/test/image"),
-        platform: Platform { os: "linux".into(), architecture: "amd64".into(), variant: String::new() },
-        credentials: Credentials::Anonymous,
-        insecure: Vec::new(),
-        certificate_authorities: Vec::new(),
-        aliases: Vec::new(),
-    }
+    let platform = Platform { os: "linux".into(), architecture: "amd64".into(), variant: String::new() };
+    Pull::anonymous(format!("{registry}/test/image"), platform)
 }
 
 /// Whether nothing is left half done in a store.
@@ -359,4 +422,28 @@ pub fn raw_server(serve: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || listener.incoming().flatten().for_each(serve));
     address
+}
+
+/// A self-signed certificate for a name, as PEM and as what serves it.
+pub fn certify(name: &str) -> (String, std::sync::Arc<rustls::ServerConfig>) {
+    let certified = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    let key = rustls_pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .unwrap();
+    (certified.cert.pem(), config.into())
+}
+
+/// Bytes that no compression or chance makes alike.
+pub fn noise(length: usize, seed: u32) -> Vec<u8> {
+    let mut state = seed;
+    let next = |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    (0..length).map(next).collect()
 }

@@ -202,6 +202,7 @@ fn start_pull_request(id: &str, wanted: &Wanted) -> own::StartPullRequest {
             .iter()
             .map(|(host, address)| own::HostAlias { host: host.clone(), address: address.clone() })
             .collect(),
+        ..Default::default()
     }
 }
 
