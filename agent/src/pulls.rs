@@ -357,8 +357,12 @@ impl Puller {
             Reply::Layers { id, .. }
             | Reply::Progress { id, .. }
             | Reply::LayerDone { id, .. }
+            | Reply::Stage { id, .. }
             | Reply::Done { id, .. }
-            | Reply::Failed { id, .. } => *id,
+            | Reply::Failed { id, .. }
+            | Reply::Stored { id, .. }
+            | Reply::Contents { id, .. }
+            | Reply::Collected { id, .. } => *id,
         };
         let Some(pull) = self.active.borrow().get(&id).cloned() else { return };
         match reply {
@@ -374,6 +378,8 @@ impl Puller {
                     })
                     .collect();
             }),
+            Reply::Stage { .. } | Reply::Stored { .. } | Reply::Contents { .. } | Reply::Collected { .. } => {
+            }
             Reply::Progress { index, fetched, .. } => {
                 pull.change(|progress| {
                     if let Some(layer) = progress.layers.get_mut(usize::from(index)) {
@@ -441,7 +447,9 @@ fn code(kind: PullFailureKind) -> Code {
         }
         PullFailureKind::Unauthorized => Code::PermissionDenied,
         PullFailureKind::NotFound => Code::NotFound,
-        PullFailureKind::DiskFull | PullFailureKind::Limit => Code::ResourceExhausted,
+        PullFailureKind::DiskFull | PullFailureKind::Quota | PullFailureKind::Limit => {
+            Code::ResourceExhausted
+        }
         PullFailureKind::Cancelled => Code::Cancelled,
         PullFailureKind::Tls
         | PullFailureKind::Digest

@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             Reply::Failed { failure, .. } => {
                 return Err(format!("{:?}: {}", failure.kind, failure.message).into());
             }
-            Reply::Layers { .. } | Reply::Progress { .. } | Reply::LayerDone { .. } => {}
+            _ => {}
         }
     };
     let seconds = begun.elapsed().as_secs_f64();

@@ -248,6 +248,7 @@ const FETCHER: &[Allowed] = &[
     any(libc::SYS_statfs, "how full the disk is"),
     any(libc::SYS_mkdir, "a layer's directory"),
     any(libc::SYS_rename, "commit"),
+    any(libc::SYS_fsync, "commit on a kept disk"),
     any(libc::SYS_unlink, "sweep"),
     any(libc::SYS_rmdir, "sweep"),
     any(libc::SYS_getdents64, "sweep"),

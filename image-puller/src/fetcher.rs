@@ -6,15 +6,19 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nacre_protocols::agent_puller::{
-    FRAME_MAX, MESSAGE_MAX, PULLS_MAX, Pull, PullFailure, PullFailureKind, Reply, Request,
+    FRAME_MAX, MESSAGE_MAX, PULLS_MAX, Pull, PullFailure, PullFailureKind, Reply, Request, StoreCollected,
+    StoreContents,
 };
 use nacre_protocols::frame::{self, FrameError};
+use nacre_protocols::names::Sha256;
 use nacre_sys::seqpacket;
 use rustix::net::SendFlags;
 
+use crate::digest::Digest;
 use crate::index_client::IndexError;
 use crate::pull::{self, Context, Event, PullError};
 use crate::registry::transport::Cancel;
+use crate::store::{ImageRecord, StoreError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum FetcherError {
@@ -59,6 +63,10 @@ pub fn serve(agent: OwnedFd, context: Context) -> Result<(), FetcherError> {
                     cancel.set();
                 }
             }
+            Request::List { id } => list(&agent, &context, id),
+            Request::Collect { id, used, layers, forget } => {
+                collect(&agent, &context, id, &used, &layers, &forget)
+            }
         }
     }
     Ok(())
@@ -79,6 +87,7 @@ fn admit(active: &Active, id: u32) -> Result<Cancel, FetcherError> {
 fn answer(agent: &OwnedFd, context: &Context, active: &Active, id: u32, request: &Pull, cancel: &Cancel) {
     let report = |event| match event {
         Event::Layers(layers) => send(agent, &Reply::Layers { id, layers }),
+        Event::Stage { index, stage } => send(agent, &Reply::Stage { id, index, stage }),
         Event::Progress { index, fetched } => send_if_room(agent, &Reply::Progress { id, index, fetched }),
         Event::LayerDone { index } => send(agent, &Reply::LayerDone { id, index }),
     };
@@ -100,6 +109,47 @@ fn answer(agent: &OwnedFd, context: &Context, active: &Active, id: u32, request:
                 &Reply::Failed { id, failure: PullFailure { kind: PullFailureKind::Limit, message } },
             );
         }
+    }
+}
+
+/// In this thread: it is short, and one at a time.
+fn list(agent: &OwnedFd, context: &Context, id: u32) {
+    let contents = match context.store.contents() {
+        Ok(contents) => contents,
+        Err(error) => return send(agent, &Reply::Failed { id, failure: store_failure(&error) }),
+    };
+    for ImageRecord { image, keep } in contents.images {
+        send(agent, &Reply::Stored { id, image: Box::new(image), keep });
+    }
+    let (free, total) = context.store.space().unwrap_or_default();
+    let (layers, used, quota) = (contents.layers, contents.used, contents.quota);
+    send(agent, &Reply::Contents { id, contents: StoreContents { layers, used, quota, free, total } });
+}
+
+fn collect(
+    agent: &OwnedFd,
+    context: &Context,
+    id: u32,
+    used: &[Sha256],
+    layers: &[Sha256],
+    forget: &[String],
+) {
+    let digests = |list: &[Sha256]| list.iter().map(|digest| Digest::from_bytes(digest.0)).collect();
+    let reply = match context.store.collect(&digests(used), &digests(layers), forget) {
+        Ok(collected) => {
+            let count = |length: usize| length as u64;
+            let (images, layers) = (count(collected.images.len()), count(collected.layers.len()));
+            Reply::Collected { id, collected: StoreCollected { images, layers, bytes: collected.bytes } }
+        }
+        Err(error) => Reply::Failed { id, failure: store_failure(&error) },
+    };
+    send(agent, &reply);
+}
+
+fn store_failure(error: &StoreError) -> PullFailure {
+    PullFailure {
+        kind: PullFailureKind::Internal,
+        message: crate::manifest::shorten_to(&error.to_string(), MESSAGE_MAX),
     }
 }
 

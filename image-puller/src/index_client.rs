@@ -95,12 +95,12 @@ impl IndexClient {
         self.slot_freed.notify_all();
     }
 
-    /// Waits for one of the indexer's places, then hands it a layer.
+    /// Waits for one of the indexer's places, then hands it a layer: with the file that its tar goes into and the most bytes
+    /// of it, or without, where the tar is there already.
     pub fn start(
         &self,
         compression: Compression,
-        tar_max: u64,
-        tar: &File,
+        tar: Option<(&File, u64)>,
         index: &File,
         cancel: &Cancel,
     ) -> Result<Job, IndexError> {
@@ -110,9 +110,11 @@ impl IndexClient {
         rustix::io::ioctl_fionbio(&writer, true).map_err(|error| IndexError::Start(error.into()))?;
         let (sender, answer) = channel();
         let id = self.take_slot(sender, cancel)?;
+        let tar_max = tar.map(|(_, max)| max);
         let request = frame::encode(&IndexLayer { id, compression, tar_max }, FRAME_MAX)
             .map_err(|error| IndexError::Start(io::Error::other(error)))?;
-        let fds = [reader.as_fd(), tar.as_fd(), index.as_fd()];
+        let tar = tar.map(|(file, _)| file.as_fd());
+        let fds: Vec<_> = [Some(reader.as_fd()), tar, Some(index.as_fd())].into_iter().flatten().collect();
         if let Err(error) = seqpacket::send(&self.socket, &request, &fds) {
             self.lock().jobs.remove(&id);
             self.slot_freed.notify_one();

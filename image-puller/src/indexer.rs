@@ -13,7 +13,7 @@ use nacre_protocols::frame::{self, FrameError};
 use nacre_protocols::names::Sha256;
 use nacre_sys::seqpacket;
 
-use crate::layer::{self, LayerError, Limits};
+use crate::layer::{self, LayerError, Limits, TAR_LIMIT};
 use crate::store::is_disk_full;
 
 #[derive(Debug, thiserror::Error)]
@@ -35,14 +35,16 @@ pub fn serve(fetcher: OwnedFd) -> Result<(), IndexerError> {
     let mut buffer = vec![0; FRAME_MAX];
     while let Some((length, fds)) = receive(&fetcher, &mut buffer)? {
         let request: IndexLayer = frame::decode(buffer.get(..length).unwrap_or_default(), FRAME_MAX)?;
-        let fds: [OwnedFd; 3] =
-            fds.try_into().map_err(|_| IndexerError::Protocol("not the three descriptors of a layer"))?;
+        let files: Vec<File> = fds.into_iter().map(File::from).collect();
+        if files.len() != if request.tar_max.is_some() { 3 } else { 2 } {
+            return Err(IndexerError::Protocol("not the descriptors of a layer"));
+        }
         if running.fetch_add(1, Ordering::Relaxed) >= LAYERS_AT_ONCE {
             return Err(IndexerError::Protocol("more layers at once than allowed"));
         }
         let (fetcher, running) = (fetcher.clone(), running.clone());
         let work = move || {
-            let reply = index(&request, fds.map(File::from));
+            let reply = index(&request, &files);
             // Before the answer: with it, the fetcher may send the next one.
             running.fetch_sub(1, Ordering::Relaxed);
             if let Ok(frame) = frame::encode(&reply, FRAME_MAX) {
@@ -63,15 +65,24 @@ fn receive(fetcher: &OwnedFd, buffer: &mut [u8]) -> Result<Option<(usize, Vec<Ow
     }
 }
 
-fn index(request: &IndexLayer, [pipe, tar, index]: [File; 3]) -> Reply {
+fn index(request: &IndexLayer, files: &[File]) -> Reply {
     let id = request.id;
     let compression = match request.compression {
         Compression::Plain => layer::Compression::Plain,
         Compression::Gzip => layer::Compression::Gzip,
         Compression::Zstd => layer::Compression::Zstd,
     };
-    let limits = Limits { tar_bytes: request.tar_max, ..Limits::default() };
-    match layer::index_layer(pipe, compression, &tar, &index, &limits, |_| {}) {
+    let limits = Limits::default();
+    let limits = Limits { tar_bytes: request.tar_max.unwrap_or(limits.tar_bytes), ..limits };
+    let indexed = match files {
+        [pipe, tar, index] => layer::index_layer(pipe, compression, tar, index, &limits, |_| {}),
+        [pipe, index] => layer::index_into(pipe, compression, Nowhere, index, &limits, |_| {}),
+        _ => Err(LayerError::Io {
+            operation: "take the layer's files",
+            source: io::ErrorKind::InvalidInput.into(),
+        }),
+    };
+    match indexed {
         Ok(layer) => Reply::Done {
             id,
             diff_id: Sha256(layer.diff_id),
@@ -88,10 +99,24 @@ fn index(request: &IndexLayer, [pipe, tar, index]: [File; 3]) -> Reply {
     }
 }
 
+/// Takes the tar of a layer that is there already.
+struct Nowhere;
+
+impl layer::WriteAt for Nowhere {
+    fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 fn kind(error: &LayerError) -> IndexFailureKind {
     match error {
         LayerError::Io { source, .. } if is_disk_full(source) => IndexFailureKind::DiskFull,
         LayerError::Io { .. } => IndexFailureKind::System,
+        LayerError::LayerLimit { what: TAR_LIMIT, .. } => IndexFailureKind::TarMax,
         LayerError::Limit { .. } | LayerError::LayerLimit { .. } => IndexFailureKind::Limit,
         LayerError::Decompress { .. }
         | LayerError::Header { .. }

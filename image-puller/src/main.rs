@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use nacre_protocols::{agent_puller, fetcher_indexer};
@@ -14,13 +14,13 @@ use nacre_puller::indexer::{self, IndexerError};
 use nacre_puller::pull::Context;
 use nacre_puller::registry::retry::RetryPolicy;
 use nacre_puller::registry::transport::Timeouts;
-use nacre_puller::store::{Store, StoreError};
+use nacre_puller::store::{Options, Store, StoreError};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("usage: nacre-puller [STORE] | nacre-puller index")]
+    #[error("usage: nacre-puller [boot=NAME] [quota=BYTES] [STORE] | nacre-puller index")]
     Usage,
     #[error("descriptor {0} is not there")]
     Descriptor(i32),
@@ -39,10 +39,8 @@ enum Error {
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.as_slice() {
-        [] => fetch(Path::new(agent_puller::STORE_MOUNT)),
         [word] if word == "index" => index(),
-        [store] if store.starts_with('/') => fetch(Path::new(store)),
-        _ => Err(Error::Usage),
+        words => parse(words).and_then(|(store, options)| fetch(&store, &options)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -53,11 +51,26 @@ fn main() -> ExitCode {
     }
 }
 
-fn fetch(store: &Path) -> Result<(), Error> {
+/// Init's own words.
+fn parse(words: &[String]) -> Result<(PathBuf, Options), Error> {
+    let mut store = PathBuf::from(agent_puller::STORE_MOUNT);
+    let mut options = Options::default();
+    for word in words {
+        match word.split_once('=') {
+            Some(("boot", name)) if !name.is_empty() => options.boot = Some(name.to_owned()),
+            Some(("quota", bytes)) => options.quota = Some(bytes.parse().map_err(|_| Error::Usage)?),
+            None if word.starts_with('/') => store = PathBuf::from(word),
+            _ => return Err(Error::Usage),
+        }
+    }
+    Ok((store, options))
+}
+
+fn fetch(store: &Path, options: &Options) -> Result<(), Error> {
     let [agent, to_indexer] = inherited([agent_puller::FETCHER_FD, agent_puller::INDEXER_FD])?;
     confine::fetcher(store)?;
     let context = Context {
-        store: Store::open(store)?,
+        store: Store::open(store, options)?,
         indexer: IndexClient::new(to_indexer),
         timeouts: Timeouts::default(),
         retry: RetryPolicy::default(),

@@ -1,20 +1,21 @@
 //! One pull, from a reference to an image in the store: manifest, config, layers, each byte checked on its way.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nacre_protocols::agent_puller::{
-    self as edge, LayerToPull, Pull, PullFailureKind, PulledImage, PulledLayer,
+    self as edge, LayerStage, LayerToPull, Pull, PullFailureKind, PulledImage, PulledLayer,
 };
 use nacre_protocols::fetcher_indexer::{Compression as PipeCompression, IndexFailureKind, LAYERS_AT_ONCE};
 use nacre_protocols::names::Sha256;
 
 use crate::config::{ConfigDocument, ConfigError};
 use crate::digest::Digest;
-use crate::index_client::{IndexClient, IndexError};
+use crate::index_client::{IndexClient, IndexError, Indexed};
 use crate::manifest::{Compression, Document, ImageManifest, Layer, ManifestError, Platform};
 use crate::reference::{Location, Reference, ReferenceError};
 use crate::registry::auth::Credentials;
@@ -26,7 +27,7 @@ use crate::registry::sources::Sources;
 use crate::registry::tls::{Identity, Trust, TrustError};
 use crate::registry::transport::{Cancel, Connector, Timeouts, TransportError};
 use crate::registry::{Access, FetchedManifest, Registry, RegistryError};
-use crate::store::{Claim, Store, StoreError};
+use crate::store::{Claim, ImageRecord, Store, StoreError, StoredLayer};
 
 /// Longest tar of a layer in bytes.
 pub const TAR_BYTES_MAX: u64 = 64 << 30;
@@ -48,6 +49,7 @@ pub struct Context {
 #[derive(Debug)]
 pub enum Event {
     Layers(Vec<LayerToPull>),
+    Stage { index: u16, stage: LayerStage },
     Progress { index: u16, fetched: u64 },
     LayerDone { index: u16 },
 }
@@ -98,6 +100,7 @@ pub fn pull(
     let reference = Reference::parse(&request.reference)?;
     let sources = sources(context, &reference, request, cancel)?;
     let image = find_image(&sources, &reference, &request.platform)?;
+    let _pin = context.store.pin(image.layers().map(|(_, diff_id)| diff_id).collect());
     let present: Vec<bool> = image
         .layers()
         .map(|(layer, diff_id)| context.store.find(&layer.blob.digest, &diff_id).is_some())
@@ -109,7 +112,7 @@ pub fn pull(
     });
     report(Event::Layers(listed.collect()));
     let layers = LayerPulls { context, sources: &sources, image: &image, cancel, report }.run()?;
-    Ok(PulledImage {
+    let pulled = PulledImage {
         reference: reference.to_string(),
         manifest: wire(image.manifest_digest),
         root: wire(image.root_digest),
@@ -125,7 +128,13 @@ pub fn pull(
             volumes: image.config.config.volumes,
             exposed_ports: image.config.config.exposed_ports,
         },
-    })
+    };
+    let record = ImageRecord { image: pulled, keep: request.keep };
+    context
+        .store
+        .write_image(&record)
+        .map_err(|source| PullError::Store { what: reference.to_string(), source })?;
+    Ok(record.image)
 }
 
 fn sources(
@@ -302,14 +311,73 @@ impl LayerPulls<'_> {
         let what =
             format!("layer {} of {} ({})", at + 1, self.image.manifest.layers.len(), layer.blob.digest);
         let store = &self.context.store;
-        let claim = store.claim(diff_id, self.cancel).map_err(|source| self.store_error(&what, source))?;
         let index = u16::try_from(at).unwrap_or(u16::MAX);
+        let stage = |stage| (self.report)(Event::Stage { index, stage });
+        stage(LayerStage::Waiting);
+        let claim = store.claim(diff_id, self.cancel).map_err(|source| self.store_error(&what, source))?;
         let stored = match store.find(&layer.blob.digest, &diff_id) {
             Some(stored) => stored,
-            None => self.fetch(&what, index, layer, &claim, diff_id)?,
+            None => match self.check_again(&what, index, layer, &claim, diff_id)? {
+                Some(stored) => stored,
+                None => {
+                    stage(LayerStage::Fetching);
+                    self.fetch(&what, index, layer, &claim, diff_id)?
+                }
+            },
         };
         (self.report)(Event::LayerDone { index });
         Ok(PulledLayer { diff_id: wire(diff_id), compressed: layer.blob.size, tar: stored.tar })
+    }
+
+    /// A layer that an earlier boot has left on a kept disk: hashed and indexed again from its tar, as if it had just come.
+    /// `None` if there is none, or none that is right; that one is gone then.
+    fn check_again(
+        &self,
+        what: &str,
+        index: u16,
+        layer: Layer,
+        claim: &Claim<'_>,
+        diff_id: Digest,
+    ) -> Result<Option<StoredLayer>, PullError> {
+        let store = &self.context.store;
+        let store_error = |source| self.store_error(what, source);
+        let Some((tar, stored)) = store.find_unchecked(&layer.blob.digest, &diff_id) else { return Ok(None) };
+        (self.report)(Event::Stage { index, stage: LayerStage::Checking });
+        let pending = claim.begin().map_err(store_error)?;
+        let index_file = pending.create_index().map_err(store_error)?;
+        let outcome = self.index_again(tar.take(stored.tar), &index_file);
+        match outcome {
+            Ok(indexed) if indexed.diff_id == diff_id => {
+                pending.take_unchecked().map_err(store_error)?;
+                let checked = pending.commit(&layer.blob.digest, indexed.tar, indexed.index);
+                checked.map(Some).map_err(store_error)
+            }
+            // Damaged, or never the layer that it was said to be.
+            Ok(_)
+            | Err(IndexError::Failed {
+                kind: IndexFailureKind::Malformed | IndexFailureKind::Limit | IndexFailureKind::TarMax,
+                ..
+            }) => {
+                eprintln!(
+                    "nacre-puller: {what}: what the kept store has of it is damaged; it is fetched again"
+                );
+                store.drop_unchecked(&diff_id).map_err(store_error)?;
+                Ok(None)
+            }
+            Err(source) => Err(self.index_error(what, source)),
+        }
+    }
+
+    fn index_again(&self, mut tar: impl io::Read, index: &File) -> Result<Indexed, IndexError> {
+        let mut job = self.context.indexer.start(PipeCompression::Plain, None, index, self.cancel)?;
+        let mut buffer = vec![0; BUFFER_BYTES];
+        // A file that cannot be read is one that ends early: its digest tells.
+        while let Ok(count @ 1..) = tar.read(&mut buffer) {
+            if !job.feed(buffer.get(..count).unwrap_or_default())? {
+                break;
+            }
+        }
+        job.finish()
     }
 
     fn fetch(
@@ -319,8 +387,11 @@ impl LayerPulls<'_> {
         layer: Layer,
         claim: &Claim<'_>,
         diff_id: Digest,
-    ) -> Result<crate::store::StoredLayer, PullError> {
+    ) -> Result<StoredLayer, PullError> {
         let store_error = |source| self.store_error(what, source);
+        // A plain tar takes what it has, a compressed one more.
+        let quota_left = self.context.store.check_quota(layer.blob.size).map_err(store_error)?;
+        let tar_max = TAR_BYTES_MAX.min(quota_left);
         let pending = claim.begin().map_err(store_error)?;
         let tar = pending.create_tar().map_err(store_error)?;
         let index_file = pending.create_index().map_err(store_error)?;
@@ -331,7 +402,7 @@ impl LayerPulls<'_> {
         };
         let indexer = &self.context.indexer;
         let mut job = indexer
-            .start(compression, TAR_BYTES_MAX, &tar, &index_file, self.cancel)
+            .start(compression, Some((&tar, tar_max)), &index_file, self.cancel)
             .map_err(|source| self.index_error(what, source))?;
         let mut blob = Blob::new(self.sources, what, layer.blob, &[]);
         let mut buffer = vec![0; BUFFER_BYTES];
@@ -352,6 +423,10 @@ impl LayerPulls<'_> {
         }
         let indexed = match job.finish() {
             Ok(indexed) => indexed,
+            Err(IndexError::Failed { kind: IndexFailureKind::TarMax, .. }) if quota_left < TAR_BYTES_MAX => {
+                let over = self.context.store.over_quota(quota_left.saturating_add(1));
+                return Err(store_error(over));
+            }
             Err(source) => {
                 // What was damaged on its way is no fault of the image: the digest of the whole tells.
                 let damage =
@@ -429,12 +504,13 @@ impl PullError {
             Self::Platform { .. } => PullFailureKind::Platform,
             Self::Index { source: IndexError::Failed { kind, .. }, .. } => match kind {
                 IndexFailureKind::Malformed => PullFailureKind::Malformed,
-                IndexFailureKind::Limit => PullFailureKind::Limit,
+                IndexFailureKind::Limit | IndexFailureKind::TarMax => PullFailureKind::Limit,
                 IndexFailureKind::DiskFull => PullFailureKind::DiskFull,
                 IndexFailureKind::System => PullFailureKind::Internal,
             },
             Self::DiffId { .. } => PullFailureKind::Digest,
             Self::DiskFull { .. } => PullFailureKind::DiskFull,
+            Self::Store { source: StoreError::Quota { .. }, .. } => PullFailureKind::Quota,
             Self::Index { .. } | Self::Store { .. } | Self::Thread { .. } => PullFailureKind::Internal,
             Self::Cancelled => PullFailureKind::Cancelled,
         }

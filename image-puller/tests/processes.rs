@@ -3,173 +3,18 @@
 //! Needs root, to start them as other users without capabilities, and `tar`, `gzip` and `zstd`.
 
 mod common;
+mod puller;
 
-use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
 
 use common::*;
-use nacre_protocols::agent_puller::{
-    FETCHER_FD, FRAME_MAX, INDEXER_FD, Pull, PullFailureKind, PulledImage, Reply as Answer, Request as Ask,
-};
-use nacre_protocols::{fetcher_indexer, frame, names};
+use nacre_protocols::agent_puller::{Pull, PullFailureKind, Reply as Answer, Request as Ask};
+use nacre_protocols::names;
 use nacre_puller::digest::Digest;
-use nacre_sys::process::{Child, PidNamespace, Spawn, spawn};
 use nacre_sys::seqpacket;
-
-struct Puller {
-    agent: Option<OwnedFd>,
-    fetcher: Child,
-    indexer: Child,
-    directory: tempfile::TempDir,
-}
-
-/// A child that is born while another test copies its program holds that file open for writing until its exec, and the
-/// other exec would be refused (ETXTBSY, execve(2)).
-static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
-
-impl Puller {
-    /// `None`, with a word why, where it cannot be started.
-    fn start() -> Option<Self> {
-        Self::start_with(|_| ())
-    }
-
-    /// `prepare` may do something to the store's directory first.
-    fn start_with(prepare: impl FnOnce(&Path)) -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            assert!(std::env::var_os("CI").is_none(), "starting the puller's processes needs root");
-            eprintln!("skipped: starting the puller's processes needs root");
-            return None;
-        }
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .unwrap();
-        let program = directory.path().join("nacre-puller");
-        let _copying_and_starting = ONE_AT_A_TIME.lock();
-        std::fs::copy(program_path(), &program).unwrap();
-        let store = directory.path().join("store");
-        std::fs::create_dir(&store).unwrap();
-        prepare(&store);
-        let owner = rustix::fs::Uid::from_raw(names::FETCHER_UID);
-        rustix::fs::chown(&store, Some(owner), None).unwrap();
-        let (agent, fetcher_end) = seqpacket::pair().unwrap();
-        let (to_indexer, indexer_end) = seqpacket::pair().unwrap();
-        let fds = [(indexer_end.as_fd(), fetcher_indexer::FETCHER_FD)];
-        let indexer = run(&program, "index", &fds, names::INDEXER_UID);
-        let fds = [(fetcher_end.as_fd(), FETCHER_FD), (to_indexer.as_fd(), INDEXER_FD)];
-        let fetcher = run(&program, store.to_str().unwrap(), &fds, names::FETCHER_UID);
-        Some(Self { agent: Some(agent), fetcher, indexer, directory })
-    }
-
-    fn pull(&self, id: u32, pull: Pull) -> Result<PulledImage, (PullFailureKind, String)> {
-        self.send(&Ask::Pull { id, pull: Box::new(pull) });
-        loop {
-            match self.receive().expect("the fetcher is gone") {
-                Answer::Done { id: of, image } => {
-                    assert_eq!(of, id);
-                    return Ok(*image);
-                }
-                Answer::Failed { id: of, failure } => {
-                    assert_eq!(of, id);
-                    return Err((failure.kind, failure.message));
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn send(&self, ask: &Ask) {
-        seqpacket::send(self.agent.as_ref().unwrap(), &frame::encode(ask, FRAME_MAX).unwrap(), &[]).unwrap();
-    }
-
-    fn receive(&self) -> Option<Answer> {
-        let mut buffer = vec![0; FRAME_MAX];
-        let (length, _) = seqpacket::receive(self.agent.as_ref().unwrap(), &mut buffer).unwrap()?;
-        Some(frame::decode(&buffer[..length], FRAME_MAX).unwrap())
-    }
-
-    fn layer(&self, diff_id: &names::Sha256, file: &str) -> Vec<u8> {
-        std::fs::read(self.directory.path().join("store/layers").join(diff_id.to_string()).join(file))
-            .unwrap()
-    }
-
-    fn fetcher_code(&self) -> Option<i32> {
-        let status = rustix::process::waitid(
-            rustix::process::WaitId::PidFd(self.fetcher.pidfd.as_fd()),
-            rustix::process::WaitIdOptions::EXITED,
-        );
-        status.unwrap().unwrap().exit_status()
-    }
-
-    /// Closes the agent's end; both must then end well by themselves.
-    fn end(mut self) {
-        self.agent = None;
-        for child in [&self.fetcher, &self.indexer] {
-            let status = rustix::process::waitid(
-                rustix::process::WaitId::PidFd(child.pidfd.as_fd()),
-                rustix::process::WaitIdOptions::EXITED,
-            );
-            let status = status.unwrap().unwrap();
-            assert_eq!((status.exit_status(), status.terminating_signal()), (Some(0), None));
-        }
-    }
-}
-
-/// The program that Cargo built, or a static one to be tried instead.
-fn program_path() -> std::ffi::OsString {
-    std::env::var_os("NACRE_TEST_PULLER").unwrap_or_else(|| env!("CARGO_BIN_EXE_nacre-puller").into())
-}
-
-fn run(program: &Path, argument: &str, fds: &[(std::os::fd::BorrowedFd<'_>, i32)], uid: u32) -> Child {
-    let program = CString::new(program.to_str().unwrap()).unwrap();
-    let argument = CString::new(argument).unwrap();
-    let spec = Spawn {
-        program: &program,
-        args: &[&program, &argument],
-        env: &[],
-        fds,
-        cgroup: None,
-        pid_namespace: PidNamespace::Same,
-        unprivileged: Some(uid),
-    };
-    spawn(&spec).unwrap()
-}
-
-fn shell(directory: &Path, script: &str) {
-    let status = Command::new("sh").args(["-ec", script]).current_dir(directory).status().unwrap();
-    assert!(status.success(), "{script}");
-}
-
-/// A tree with the common kinds of files in three compressions, and its plain tar.
-fn archives(directory: &Path) -> (Vec<u8>, [(&'static str, Vec<u8>); 3]) {
-    shell(
-        directory,
-        "mkdir -p tree/bin tree/etc tree/empty
-         seq 200000 > tree/etc/numbers; echo one > tree/one; ln tree/one tree/two; ln -s ../one tree/bin/link
-         chmod 4755 tree/one
-         tar -C tree -cf layer.tar . ; gzip -k layer.tar; zstd -q -k layer.tar",
-    );
-    let read = |name| std::fs::read(directory.join(name)).unwrap();
-    let plain = read("layer.tar");
-    let compressed = [
-        ("application/vnd.oci.image.layer.v1.tar", plain.clone()),
-        ("application/vnd.oci.image.layer.v1.tar+gzip", read("layer.tar.gz")),
-        ("application/vnd.oci.image.layer.v1.tar+zstd", read("layer.tar.zst")),
-    ];
-    (plain, compressed)
-}
-
-/// An image of one layer.
-fn image(media_type: &str, blob: &[u8], diff_id: Digest) -> TestImage {
-    let mut image = TestImage::with_diff_ids(&[blob], &[diff_id]);
-    let manifest =
-        String::from_utf8(image.parts[&format!("manifests/{}", image.manifest)].1.clone()).unwrap();
-    let manifest = manifest.replace("application/vnd.oci.image.layer.v1.tar\"", &format!("{media_type}\""));
-    image.manifest = image.document(MANIFEST_TYPE, &manifest);
-    image.parts.insert("manifests/latest".into(), (MANIFEST_TYPE.into(), manifest.into()));
-    image
-}
+use puller::{Puller, Start, archives, image};
 
 #[test]
 fn layers_of_every_compression_become_tar_and_index() {
@@ -209,7 +54,7 @@ fn archives_that_are_damaged_are_refused_by_name() {
         assert_eq!(kind, PullFailureKind::Malformed, "{message}");
         assert!(message.contains("layer 1 of 1"), "{message}");
     }
-    assert_eq!(std::fs::read_dir(puller.directory.path().join("store/tmp")).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(puller.store().join("tmp")).unwrap().count(), 0);
     puller.end();
 }
 
@@ -244,14 +89,14 @@ fn a_full_disk_is_said_to_be_full() {
         let options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs"];
         assert!(Command::new("mount").args(options).arg(store).status().unwrap().success());
     };
-    let Some(puller) = Puller::start_with(mount) else { return };
+    let Some(puller) = Puller::start_with(mount, &Start::default()) else { return };
     let work = tempfile::tempdir().unwrap();
     let (tar, [_, (gzip_type, gzip), _]) = archives(work.path());
     let image = image(gzip_type, &gzip, Digest::of(&tar));
     let server = FakeServer::start(move |request| image.answer(request));
     let outcome = puller.pull(1, request(server.address));
-    let left = std::fs::read_dir(puller.directory.path().join("store/tmp")).unwrap().count();
-    Command::new("umount").arg("-l").arg(puller.directory.path().join("store")).status().unwrap();
+    let left = std::fs::read_dir(puller.store().join("tmp")).unwrap().count();
+    Command::new("umount").arg("-l").arg(puller.store()).status().unwrap();
     let (kind, message) = outcome.unwrap_err();
     assert_eq!((kind, left), (PullFailureKind::DiskFull, 0), "{message}");
     assert!(message.contains("scratch disk is full: 1048576 of 1048576 bytes used"), "{message}");
@@ -272,7 +117,7 @@ fn a_fetcher_ends_with_its_indexer() {
     nacre_sys::process::signal(puller.indexer.pidfd.as_fd(), 9).unwrap();
     // Not a word about the pull: that both are gone says it, and in the sandbox init knows why.
     while let Some(answer) = puller.receive() {
-        assert!(matches!(answer, Answer::Progress { .. }), "{answer:?}");
+        assert!(matches!(answer, Answer::Progress { .. } | Answer::Stage { .. }), "{answer:?}");
     }
     assert_eq!(puller.fetcher_code(), Some(nacre_puller::fetcher::INDEXER_GONE));
     puller.agent = None;

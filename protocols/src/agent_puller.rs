@@ -24,6 +24,8 @@ pub const MIRRORS_MAX: usize = 16;
 pub const CLIENT_CERTIFICATES_MAX: usize = 8;
 /// Longest policy, in bytes. With all else of a request it must also fit into a frame.
 pub const POLICY_MAX: usize = 64 * 1024;
+/// Most digests in each list of a [`Request::Collect`].
+pub const COLLECT_MAX: usize = 1536;
 /// Longest text of a failure, in bytes.
 pub const MESSAGE_MAX: usize = 2048;
 /// The fetcher's end of this edge.
@@ -41,6 +43,19 @@ pub enum Request {
     /// Reply: [`Reply::Failed`] with [`PullFailureKind::Cancelled`], or the end that was on its way.
     Cancel {
         id: u32,
+    },
+    /// What the store holds. Reply: a [`Reply::Stored`] for each image, then [`Reply::Contents`].
+    List {
+        id: u32,
+    },
+    /// Remove what nobody needs: images that are not kept and whose manifest is not among `used`, then layers that no image
+    /// that is left has and that are not among `layers`. What is in `forget` is not kept any more.
+    /// Reply: [`Reply::Collected`], or [`Reply::Failed`].
+    Collect {
+        id: u32,
+        used: Vec<Sha256>,
+        layers: Vec<Sha256>,
+        forget: Vec<String>,
     },
 }
 
@@ -65,6 +80,8 @@ pub struct Pull {
     pub policy: String,
     /// Where a host name of the reference is found, before any DNS: the sandbox's way to the host's loopback.
     pub aliases: Vec<HostAlias>,
+    /// The image stays in the store until it is told to be forgotten, used or not.
+    pub keep: bool,
 }
 
 impl Pull {
@@ -82,6 +99,7 @@ impl Pull {
             proxy: Proxy::default(),
             policy: String::new(),
             aliases: Vec::new(),
+            keep: false,
         }
     }
 }
@@ -170,6 +188,12 @@ pub enum Reply {
         id: u32,
         layers: Vec<LayerToPull>,
     },
+    /// Layer `index` has come to this.
+    Stage {
+        id: u32,
+        index: u16,
+        stage: LayerStage,
+    },
     /// `fetched` compressed bytes of layer `index` so far, at most some ten times a second for each layer.
     Progress {
         id: u32,
@@ -189,6 +213,47 @@ pub enum Reply {
         id: u32,
         failure: PullFailure,
     },
+    Stored {
+        id: u32,
+        image: Box<PulledImage>,
+        keep: bool,
+    },
+    Contents {
+        id: u32,
+        contents: StoreContents,
+    },
+    Collected {
+        id: u32,
+        collected: StoreCollected,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LayerStage {
+    /// For another pull that fetches it, or for its turn.
+    Waiting,
+    Fetching,
+    /// It is there from an earlier boot, and hashed and indexed again.
+    Checking,
+}
+
+/// Sizes in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreContents {
+    /// Checked in this boot or not.
+    pub layers: u64,
+    pub used: u64,
+    pub quota: Option<u64>,
+    /// Of the file system.
+    pub free: u64,
+    pub total: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreCollected {
+    pub images: u64,
+    pub layers: u64,
+    pub bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -265,6 +330,8 @@ pub enum PullFailureKind {
     Stalled,
     /// The scratch disk is full.
     DiskFull,
+    /// The store's quota is reached.
+    Quota,
     /// The registry, a manifest, a configuration or a layer is not what the specification says.
     Malformed,
     Cancelled,

@@ -17,13 +17,14 @@ pub const MESSAGE_MAX: usize = 2048;
 pub const FETCHER_FD: i32 = 3;
 
 /// Index one layer. Descriptors: read end of a pipe with the blob's bytes; the tar file and the index file, both empty,
-/// readable and writable.
+/// readable and writable. Without `tar_max` the tar is there already: its bytes come through the pipe, to be hashed and
+/// indexed again, and the tar file is not handed over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexLayer {
     pub id: u32,
     pub compression: Compression,
     /// Longest tar, in bytes.
-    pub tar_max: u64,
+    pub tar_max: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +46,8 @@ pub enum IndexFailureKind {
     Malformed,
     /// A named limit was reached.
     Limit,
+    /// The tar is longer than `tar_max`.
+    TarMax,
     /// No space left on the scratch disk.
     DiskFull,
     /// Another system call failed.

@@ -35,6 +35,7 @@ const PACKAGES: &[&str] = &[
     "qemu-system-x86",
     "skopeo",
     "socat",
+    "strace",
     "umoci",
     "util-linux",
     "zstd",

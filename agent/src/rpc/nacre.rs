@@ -111,6 +111,7 @@ fn order(request: StartPullRequest) -> Result<Order, RpcError> {
         client_certificates: request.client_certificates.into_iter().map(client_certificate).collect(),
         proxy: Proxy { http: proxy.http, https: proxy.https, exceptions: proxy.exceptions },
         policy: request.policy,
+        keep: false,
         aliases: request.aliases.into_iter().map(alias).collect::<Result<_, _>>()?,
     };
     if frame::encode(&order, FRAME_MAX - FRAME_RESERVE).is_err() {
@@ -235,6 +236,7 @@ fn failed(why: &PullFailure) -> Failure {
         PullFailureKind::Limit => Kind::Limit,
         PullFailureKind::Stalled => Kind::Stalled,
         PullFailureKind::DiskFull => Kind::DiskFull,
+        PullFailureKind::Quota => Kind::Quota,
         PullFailureKind::Malformed => Kind::Malformed,
         PullFailureKind::Cancelled => Kind::Cancelled,
         PullFailureKind::Internal => Kind::Internal,

@@ -12,6 +12,8 @@ use super::sparse::{BLOCK_BYTES, ChunkMap, Plan, Realigner, plan};
 use super::tar::{Entry, Kind, TarInput, TarReader};
 use super::tree::Tree;
 
+/// The name of the limit on the whole tar.
+pub const TAR_LIMIT: &str = "the tar";
 /// Bytes of the tar that are taken in at once.
 const PIECE_BYTES: usize = 256 << 10;
 /// Zeros are left out of the tar's file in pieces of this many bytes, the block of most file systems.
@@ -145,7 +147,7 @@ impl<R: Read, T: WriteAt, P: FnMut(u64)> Intake<R, T, P> {
     fn check_size(&self, total: u64) -> Result<(), LayerError> {
         let limits = &self.limits;
         if total > limits.tar_bytes {
-            return Err(LayerError::layer_limit("the tar", limits.tar_bytes, "bytes"));
+            return Err(LayerError::layer_limit(TAR_LIMIT, limits.tar_bytes, "bytes"));
         }
         let compressed = self.decompressor.compressed_bytes();
         if total > limits.ratio_floor_bytes && total / limits.ratio.max(1) > compressed {

@@ -23,7 +23,7 @@ mod xattr;
 
 pub use decompress::Compression;
 pub use error::{EntryName, EntryProblem, HeaderProblem, LayerError};
-pub use indexer::{IndexedLayer, index_into, index_layer};
+pub use indexer::{IndexedLayer, TAR_LIMIT, index_into, index_layer};
 pub use limits::Limits;
 pub use output::WriteAt;
 pub use tar::{Entry, Kind, Segment, TarInput, TarReader, Time, Xattr};

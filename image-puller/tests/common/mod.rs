@@ -360,7 +360,7 @@ pub fn context_with(store: &Path, to_indexer: OwnedFd, stall: Duration) -> Arc<C
     std::fs::create_dir_all(&store).unwrap();
     let millis = Duration::from_millis;
     let context = Arc::new(Context {
-        store: Store::open(&store).unwrap(),
+        store: Store::open(&store, &Default::default()).unwrap(),
         indexer: IndexClient::new(to_indexer),
         timeouts: Timeouts { connect: millis(2000), first_byte: millis(2000), stall },
         retry: RetryPolicy { retries: 3, first_delay: millis(1), longest_delay: millis(5) },

@@ -148,6 +148,7 @@ fn pull_advice(kind: PullProblem) -> &'static str {
         PullProblem::DiskFull => {
             "give the sandbox more room with --scratch SIZE, and check the free space of this host"
         }
+        PullProblem::Quota => "give the sandbox's layers more room",
         PullProblem::Malformed => {
             "the image or the registry breaks the OCI specification; push the image again"
         }
