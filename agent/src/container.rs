@@ -7,15 +7,16 @@ use crate::plan;
 use crate::process::Process;
 use crate::state::KeptContainer;
 use crate::storage::GUEST_PULL;
+use crate::verified::VerifiedImage;
 use nacre_plan::{ImageDefaults, oci};
 use nacre_protocols::agent_init::{
     ExitStatus, Failure, FailureKind, HeldProcess, HeldState, PidNamespace, ProcessRef, ReplyBody,
     RequestBody,
 };
-use nacre_protocols::agent_puller::{ImageConfig, PulledImage};
+use nacre_protocols::agent_puller::ImageConfig;
 use nacre_protocols::host_agent::kata::{self, CreateContainerRequest, ExecProcessRequest, Storage};
 use nacre_protocols::host_agent::{CommandFailure, ttrpc::Code};
-use nacre_protocols::init_launcher::{Plan, Rootfs, StorageStep};
+use nacre_protocols::init_launcher::{Plan, Rootfs};
 use nacre_protocols::names::{KATA_RUN_DIR, is_valid_id};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -217,7 +218,7 @@ impl Agent {
             Some(image) => self.mount_layers(image).await?,
             None => guest_rootfs(spec)?,
         };
-        let defaults = image.as_ref().map(|image| image_defaults(&image.process));
+        let defaults = image.as_ref().map(|image| image_defaults(image.config()));
         let plan = nacre_plan::container(input(request, &document, rootfs, defaults)?)?;
         let terminal = plan.process.terminal.is_some();
         self.change(|kept| {
@@ -245,7 +246,7 @@ impl Agent {
         self: &Rc<Self>,
         spec: &kata::Spec,
         reference: &str,
-    ) -> Result<PulledImage, RpcError> {
+    ) -> Result<VerifiedImage, RpcError> {
         let is_pause = CONTAINER_TYPES
             .iter()
             .filter_map(|name| spec.annotations.get(*name))
@@ -256,12 +257,10 @@ impl Agent {
         self.image(reference).await
     }
 
-    async fn mount_layers(&self, image: &PulledImage) -> Result<Rootfs, RpcError> {
-        let layers: Vec<_> = image.layers.iter().map(|layer| layer.diff_id).collect();
-        let steps = layers.iter().map(|diff_id| StorageStep::Layer { diff_id: *diff_id }).collect();
+    async fn mount_layers(&self, image: &VerifiedImage) -> Result<Rootfs, RpcError> {
         let _turn = self.mounting.lock().await;
-        self.apply(steps).await?;
-        Ok(Rootfs::Layers(layers))
+        self.apply(image.steps()).await?;
+        Ok(image.rootfs())
     }
 
     fn pid_namespace(&self, request: &CreateContainerRequest) -> PidNamespace {

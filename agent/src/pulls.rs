@@ -8,10 +8,12 @@ use crate::agent::Agent;
 use crate::error::RpcError;
 use crate::init::Init;
 use crate::say;
+use crate::state::Kept;
+use crate::verified::VerifiedImage;
 use nacre_protocols::agent_init::{FailureKind, PullerEnd, PullerProcess, ReplyBody, RequestBody};
 use nacre_protocols::agent_puller::{
-    FRAME_MAX, LAYERS_MAX, PULLS_MAX, Platform, Pull as Order, PullFailure, PullFailureKind, PulledImage,
-    REFERENCE_MAX, Reply, Request,
+    FRAME_MAX, LAYERS_MAX, PULLS_MAX, Platform, Pull as Order, PullFailure, PullFailureKind, REFERENCE_MAX,
+    Reply, Request,
 };
 use nacre_protocols::frame;
 use nacre_protocols::host_agent::ttrpc::Code;
@@ -49,6 +51,8 @@ pub struct Pull {
     id: String,
     number: u32,
     pub reference: String,
+    /// It is held to a policy.
+    judged: bool,
     pub progress: watch::Sender<Progress>,
 }
 
@@ -59,7 +63,7 @@ pub struct Progress {
     pub version: u64,
     /// Lowest first; empty until the manifest is verified.
     pub layers: Vec<Layer>,
-    pub end: Option<Result<PulledImage, PullFailure>>,
+    pub end: Option<Result<VerifiedImage, PullFailure>>,
 }
 
 #[derive(Debug, Clone)]
@@ -121,7 +125,7 @@ impl Pulls {
         is_current
     }
 
-    fn add(&self, id: String, reference: &str) -> Result<Rc<Pull>, RpcError> {
+    fn add(&self, id: String, reference: &str, judged: bool) -> Result<Rc<Pull>, RpcError> {
         if reference.is_empty() || reference.len() > REFERENCE_MAX {
             return Err(RpcError::invalid(format!("a reference has 1 to {REFERENCE_MAX} bytes")));
         }
@@ -139,7 +143,7 @@ impl Pulls {
         let number = self.next.get();
         self.next.set(number.wrapping_add(1));
         let (progress, _) = watch::channel(Progress::default());
-        let pull = Pull { id: id.clone(), number, reference: reference.to_owned(), progress };
+        let pull = Pull { id: id.clone(), number, reference: reference.to_owned(), judged, progress };
         let pull = Rc::new(pull);
         pulls.insert(id, Rc::clone(&pull));
         Ok(pull)
@@ -148,7 +152,7 @@ impl Pulls {
 
 impl Agent {
     /// Starts a pull, or joins the one of this id.
-    pub fn start_pull(self: &Rc<Self>, id: String, order: Order) -> Result<Rc<Pull>, RpcError> {
+    pub fn start_pull(self: &Rc<Self>, id: String, mut order: Order) -> Result<Rc<Pull>, RpcError> {
         if self.kept(|kept| kept.sandbox.is_none()) {
             let message = "no pull before CreateSandbox: the puller has no resolv.conf";
             return Err(RpcError::new(Code::FailedPrecondition, message));
@@ -160,19 +164,43 @@ impl Agent {
             let message = format!("pull {id:?} exists, of {:?}", pull.reference);
             return Err(RpcError::new(Code::AlreadyExists, message));
         }
-        let pull = self.pulls.add(id, &order.reference)?;
+        order.policy = self.policy(order.policy)?;
+        let pull = self.pulls.add(id, &order.reference, !order.policy.is_empty())?;
         let agent = Rc::clone(self);
         let started = Rc::clone(&pull);
         tokio::task::spawn_local(async move { agent.run_pull(&started, order).await });
         Ok(pull)
     }
 
+    /// The policy of the sandbox: the first that it is given, from then on for every pull.
+    fn policy(&self, given: String) -> Result<String, RpcError> {
+        let kept = self.kept(|kept| kept.policy.clone());
+        match (kept.is_empty(), given.is_empty()) {
+            (_, true) => Ok(kept),
+            (true, false) => {
+                self.change(|kept| kept.policy.clone_from(&given))?;
+                Ok(given)
+            }
+            (false, false) if kept == given => Ok(kept),
+            (false, false) => {
+                let message = "policy: the sandbox has another one already, which stays";
+                Err(RpcError::new(Code::FailedPrecondition, message))
+            }
+        }
+    }
+
     /// The image of this reference: the one that was pulled before, or from a pull that goes on, or from a new one.
-    pub async fn image(self: &Rc<Self>, reference: &str) -> Result<PulledImage, RpcError> {
+    pub async fn image(self: &Rc<Self>, reference: &str) -> Result<VerifiedImage, RpcError> {
         let pull = match self.pulls.going_on(reference) {
             Some(pull) => pull,
             None => {
-                if let Some(image) = self.kept(|kept| kept.image(reference).cloned()) {
+                // What was pulled before there was a policy is asked for again, and judged.
+                let fits = |kept: &Kept| {
+                    kept.image(reference)
+                        .filter(|image| kept.policy.is_empty() || image.was_judged())
+                        .cloned()
+                };
+                if let Some(image) = self.kept(fits) {
                     return Ok(image);
                 }
                 let id = format!("container-{}", self.pulls.next.get());
@@ -274,14 +302,14 @@ impl Pull {
     }
 
     /// Waits for the end of the pull.
-    pub async fn end(&self) -> Result<PulledImage, PullFailure> {
+    pub async fn end(&self) -> Result<VerifiedImage, PullFailure> {
         let mut progress = self.progress.subscribe();
         let end = progress.wait_for(|progress| progress.end.is_some()).await;
         let end = end.ok().and_then(|progress| progress.end.clone());
         end.unwrap_or_else(|| Err(failed(PullFailureKind::Internal, "the pull was forgotten")))
     }
 
-    fn ended(&self, end: Result<PulledImage, PullFailure>) {
+    fn ended(&self, end: Result<VerifiedImage, PullFailure>) {
         self.change(|progress| {
             progress.end.get_or_insert(end);
         });
@@ -394,14 +422,7 @@ impl Puller {
             }),
             Reply::Done { image, .. } => {
                 self.active.borrow_mut().remove(&id);
-                pull.ended(if image.layers.len() > LAYERS_MAX {
-                    Err(failed(
-                        PullFailureKind::Limit,
-                        format!("the image has more than {LAYERS_MAX} layers"),
-                    ))
-                } else {
-                    Ok(*image)
-                });
+                pull.ended(VerifiedImage::new(*image, pull.judged));
             }
             Reply::Failed { failure, .. } => {
                 self.active.borrow_mut().remove(&id);
@@ -445,7 +466,7 @@ fn code(kind: PullFailureKind) -> Code {
         PullFailureKind::NameResolution | PullFailureKind::Connect | PullFailureKind::Stalled => {
             Code::Unavailable
         }
-        PullFailureKind::Unauthorized => Code::PermissionDenied,
+        PullFailureKind::Unauthorized | PullFailureKind::Policy => Code::PermissionDenied,
         PullFailureKind::NotFound => Code::NotFound,
         PullFailureKind::DiskFull | PullFailureKind::Quota | PullFailureKind::Limit => {
             Code::ResourceExhausted

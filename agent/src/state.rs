@@ -10,8 +10,8 @@
 //! | 16–19 | length of the value |
 //! | 20–27 | FNV-1a of generation, length and value |
 
+use crate::verified::VerifiedImage;
 use nacre_protocols::agent_init::STATE_BYTES;
-use nacre_protocols::agent_puller::PulledImage;
 use nacre_protocols::frame;
 use nacre_protocols::init_launcher::Seccomp;
 use serde::{Deserialize, Serialize};
@@ -36,8 +36,10 @@ pub struct Kept {
     pub containers: BTreeMap<String, KeptContainer>,
     /// Seccomp programs by the hash of their content: the containers of a sandbox have mostly the same.
     pub programs: BTreeMap<u64, Seccomp>,
+    /// The policy that every pull is held to; empty: there is none.
+    pub policy: String,
     /// Latest last; by the reference as it was asked for.
-    pub images: Vec<(String, PulledImage)>,
+    pub images: Vec<(String, VerifiedImage)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,11 +75,11 @@ pub struct KeptContainer {
 
 impl Kept {
     /// The latest image that was pulled for `reference`.
-    pub fn image(&self, reference: &str) -> Option<&PulledImage> {
+    pub fn image(&self, reference: &str) -> Option<&VerifiedImage> {
         self.images.iter().rev().find(|(of, _)| of == reference).map(|(_, image)| image)
     }
 
-    pub fn remember_image(&mut self, reference: &str, image: PulledImage) {
+    pub fn remember_image(&mut self, reference: &str, image: VerifiedImage) {
         self.images.retain(|(of, _)| of != reference);
         if self.images.len() >= IMAGES_MAX {
             self.images.remove(0);

@@ -6,7 +6,7 @@ use nacre_agent::container::PROCESSES_MAX;
 use nacre_protocols::agent_init::{Event, PullerEnd, PullerProcess, RequestBody};
 use nacre_protocols::agent_puller::{
     Credentials, ImageConfig, LayerToPull, PullFailure, PullFailureKind, PulledImage, PulledLayer, Reply,
-    Request,
+    Request, Verdict,
 };
 use nacre_protocols::host_agent::kata::agent_service::*;
 use nacre_protocols::host_agent::kata::{self, health};
@@ -452,7 +452,56 @@ fn pulled(reference: &str) -> PulledImage {
             PulledLayer { diff_id: Sha256([7; 32]), compressed: 50, tar: 1024 },
         ],
         process: ImageConfig { command: vec!["/from-image".into()], ..Default::default() },
+        annotations: vec![("a".into(), "b".into())],
+        verdict: Verdict::Unjudged,
     }
+}
+
+#[test]
+fn the_first_policy_stays_and_every_pull_is_held_to_it() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let mut client = sandbox.connect();
+    create_sandbox(&mut client);
+    let with = |id: &str, policy: &str| nacre::StartPullRequest {
+        policy: policy.into(),
+        ..start_pull(id, "busybox")
+    };
+    let verdict = |verdict| PulledImage { verdict, ..pulled("busybox") };
+    let listed = |byte| Verdict::Listed { scope: "docker.io".into(), digest: Sha256([byte; 32]) };
+    // Pulled before there was a policy.
+    client.call::<StartPull>(&start_pull("early", "busybox")).unwrap();
+    let puller = sandbox.init.puller(0);
+    let finish = |id: &str, image: PulledImage, policy: &str| {
+        let Some(Request::Pull { id: number, pull }) = puller.receive() else { panic!("no pull") };
+        assert_eq!(pull.policy, policy, "{id}");
+        puller.send(&Reply::Done { id: number, image: Box::new(image) });
+    };
+    finish("early", pulled("busybox"), "");
+    let ended = |client: &mut Client, id: &str| loop {
+        let state = watch(client, id, 0);
+        match state.stage() {
+            Stage::Done => break Ok(state.image.unwrap().policy_scope),
+            Stage::Failed => break Err(state.failure.unwrap().kind()),
+            _ => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    assert_eq!(ended(&mut client, "early"), Ok(String::new()));
+    client.call::<StartPull>(&with("first", "P")).unwrap();
+    finish("first", verdict(listed(3)), "P");
+    assert_eq!(ended(&mut client, "first"), Ok("docker.io".into()));
+    let other = client.refused::<StartPull>(&with("second", "Q"));
+    assert_eq!(other.0, Code::FailedPrecondition);
+    // Without one of its own, and with a verdict that is none or does not hold.
+    for (id, image) in [("third", pulled("busybox")), ("fourth", verdict(listed(9)))] {
+        client.call::<StartPull>(&start_pull(id, "busybox")).unwrap();
+        finish(id, image, "P");
+        assert_eq!(ended(&mut client, id), Err(nacre::failure::Kind::Policy), "{id}");
+    }
+    let too_long = client.refused::<StartPull>(&with("fifth", &"x".repeat(70_000)));
+    assert_eq!(too_long.0, Code::InvalidArgument);
 }
 
 #[test]

@@ -11,6 +11,7 @@ pub mod index_client;
 pub mod indexer;
 pub mod layer;
 pub mod manifest;
+pub mod policy;
 pub mod pull;
 pub mod reference;
 pub mod registry;

@@ -3,6 +3,7 @@
 //! What a document *is* follows from its structure, and every media type that is stated must agree with that, so
 //! that no two readers can take the same bytes for two different images (CVE-2021-41190).
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
@@ -17,6 +18,11 @@ pub const CONFIG_BYTES_MAX: u64 = 8 << 20;
 pub const LAYERS_MAX: usize = 128;
 /// Most manifests of an index.
 pub const INDEX_ENTRIES_MAX: usize = 1024;
+/// Most annotations of a manifest that are kept, and most bytes of all of them together.
+pub const ANNOTATIONS_MAX: usize = 256;
+pub const ANNOTATIONS_BYTES_MAX: usize = 32 << 10;
+/// Most addresses that a layer may name besides its registry.
+pub const LAYER_URLS_MAX: usize = 8;
 /// Largest compressed layer in bytes (1 TiB): nothing real is larger, and sums of sizes cannot overflow.
 pub const LAYER_BYTES_MAX: u64 = 1 << 40;
 
@@ -43,6 +49,7 @@ pub struct ImageManifest {
     pub config: Descriptor,
     /// Lowest first.
     pub layers: Vec<Layer>,
+    pub annotations: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,10 +59,12 @@ pub struct Descriptor {
     pub size: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
     pub blob: Descriptor,
     pub compression: Compression,
+    /// Where it may be had if its registry does not have it: for layers that may not be distributed.
+    pub urls: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +83,8 @@ pub struct Index {
 pub struct IndexEntry {
     pub manifest: Descriptor,
     pub platform: Option<Platform>,
+    /// It says of itself that it is no image.
+    pub is_artifact: bool,
 }
 
 /// An operating system and a processor, in Go's words as images state them.
@@ -103,6 +114,10 @@ pub enum ManifestError {
     MediaType(String),
     #[error("is an artifact ({0}), not a container image")]
     Artifact(String),
+    #[error(
+        "is attached to {0} (field subject), as signatures and attestations are, and no container image itself"
+    )]
+    Attached(String),
     #[error("field {field}: digest {error}")]
     Digest { field: String, error: DigestError },
     #[error("field {field}: size {size} is outside 0 to {limit} bytes")]
@@ -124,17 +139,23 @@ impl Document {
             Some(1) => return Err(ManifestError::Schema1),
             Some(version) => return Err(ManifestError::SchemaVersion(version)),
         }
+        if let Some(subject) = raw.subject {
+            return Err(ManifestError::Attached(shorten(&subject.digest)));
+        }
         match raw {
             RawDocument { fs_layers: Some(_), .. } => Err(ManifestError::Schema1),
             RawDocument { manifests: Some(_), layers: Some(_), .. }
             | RawDocument { manifests: Some(_), config: Some(_), .. } => Err(ManifestError::Ambiguous),
-            RawDocument { manifests: Some(entries), media_type, .. } => {
+            RawDocument { manifests: Some(entries), media_type, artifact_type, .. } => {
                 check_types(&media_type, content_type, &[OCI_INDEX, DOCKER_INDEX])?;
+                refuse_artifact(artifact_type.as_deref())?;
                 Ok(Self::Index(Index::from_raw(entries)?))
             }
-            RawDocument { config: Some(config), layers, media_type, artifact_type, .. } => {
+            RawDocument { config: Some(config), layers, media_type, artifact_type, annotations, .. } => {
                 check_types(&media_type, content_type, &[OCI_MANIFEST, DOCKER_MANIFEST])?;
-                Ok(Self::Image(ImageManifest::from_raw(config, layers.unwrap_or_default(), artifact_type)?))
+                let layers = layers.unwrap_or_default();
+                let annotations = annotations.unwrap_or_default();
+                Ok(Self::Image(ImageManifest::from_raw(config, layers, artifact_type, annotations)?))
             }
             RawDocument { blobs: Some(_), artifact_type, .. } => {
                 Err(ManifestError::Artifact(shorten(&artifact_type.unwrap_or_default())))
@@ -149,23 +170,33 @@ impl ImageManifest {
         config: RawDescriptor,
         layers: Vec<RawDescriptor>,
         artifact_type: Option<String>,
+        annotations: BTreeMap<String, String>,
     ) -> Result<Self, ManifestError> {
         let config_type = config.media_type.as_deref().unwrap_or_default();
         if !matches!(config_type, OCI_CONFIG | DOCKER_CONFIG) {
             return Err(ManifestError::Artifact(shorten(artifact_type.as_deref().unwrap_or(config_type))));
         }
-        if layers.len() > LAYERS_MAX {
-            let count = layers.len();
-            return Err(ManifestError::TooMany { what: "layers", count, limit: LAYERS_MAX });
+        refuse_artifact(artifact_type.as_deref())?;
+        let bytes = annotations.iter().map(|(name, value)| name.len() + value.len()).sum();
+        for (what, count, limit) in [
+            ("layers", layers.len(), LAYERS_MAX),
+            ("annotations", annotations.len(), ANNOTATIONS_MAX),
+            ("bytes of annotations", bytes, ANNOTATIONS_BYTES_MAX),
+        ] {
+            if count > limit {
+                return Err(ManifestError::TooMany { what, count, limit });
+            }
         }
         let layers = layers.iter().enumerate().map(|(i, raw)| {
             let field = format!("layers[{i}]");
             let blob = raw.check(&field, LAYER_BYTES_MAX)?;
-            Ok(Layer { blob, compression: layer_compression(field, raw)? })
+            let compression = layer_compression(&field, raw)?;
+            Ok(Layer { blob, compression, urls: layer_urls(raw)? })
         });
         Ok(Self {
             config: config.check("config", CONFIG_BYTES_MAX)?,
             layers: layers.collect::<Result<_, _>>()?,
+            annotations,
         })
     }
 }
@@ -178,21 +209,25 @@ impl Index {
         }
         let entries = entries.into_iter().enumerate().map(|(i, raw)| {
             let manifest = raw.check(&format!("manifests[{i}]"), MANIFEST_BYTES_MAX)?;
-            Ok(IndexEntry { manifest, platform: raw.platform.map(Platform::from) })
+            // Such as a signature, which may well state the platform of what it signs.
+            let is_artifact = raw.artifact_type.is_some_and(|kind| !kind.is_empty());
+            Ok(IndexEntry { manifest, platform: raw.platform.map(Platform::from), is_artifact })
         });
         Ok(Self { entries: entries.collect::<Result<_, _>>()? })
     }
 
     /// The entry for this platform: the best variant that fits, else the only entry if that one states no platform.
     pub fn choose(&self, wanted: &Platform) -> Option<&IndexEntry> {
-        let fitting = self.entries.iter().filter_map(|entry| {
+        let images = || self.entries.iter().filter(|entry| !entry.is_artifact);
+        let fitting = images().filter_map(|entry| {
             let fit = entry.platform.as_ref()?.fits(wanted)?;
             Some((fit, entry))
         });
         // The first of several equal ones: max_by_key would take the last.
         let best = fitting.reduce(|best, next| if next.0 > best.0 { next } else { best });
-        best.map(|(_, entry)| entry).or(match self.entries.as_slice() {
-            [only] if only.platform.is_none() => Some(only),
+        let mut all = images();
+        best.map(|(_, entry)| entry).or(match (all.next(), all.next()) {
+            (Some(only), None) if only.platform.is_none() => Some(only),
             _ => None,
         })
     }
@@ -282,7 +317,30 @@ fn check_types(
     }
 }
 
-fn layer_compression(field: String, raw: &RawDescriptor) -> Result<Compression, ManifestError> {
+/// A manifest that says what kind of artifact it is is none of a container image, whatever its config.
+fn refuse_artifact(artifact_type: Option<&str>) -> Result<(), ManifestError> {
+    match artifact_type {
+        None | Some("" | OCI_CONFIG | DOCKER_CONFIG) => Ok(()),
+        Some(other) => Err(ManifestError::Artifact(shorten(other))),
+    }
+}
+
+/// Other layers may name addresses too; those say nothing that their registry does not have.
+fn layer_urls(raw: &RawDescriptor) -> Result<Vec<String>, ManifestError> {
+    let media_type = raw.media_type.as_deref().unwrap_or_default();
+    let elsewhere = media_type.contains("nondistributable") || media_type.contains(".foreign.");
+    match &raw.urls {
+        Some(urls) if elsewhere && urls.len() > LAYER_URLS_MAX => Err(ManifestError::TooMany {
+            what: "addresses of a layer",
+            count: urls.len(),
+            limit: LAYER_URLS_MAX,
+        }),
+        Some(urls) if elsewhere => Ok(urls.clone()),
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn layer_compression(field: &str, raw: &RawDescriptor) -> Result<Compression, ManifestError> {
     let media_type = raw.media_type.as_deref().unwrap_or_default();
     match media_type {
         "application/vnd.oci.image.layer.v1.tar"
@@ -300,7 +358,7 @@ fn layer_compression(field: String, raw: &RawDescriptor) -> Result<Compression, 
                 true => ": encrypted layers are not supported",
                 false => "",
             };
-            Err(ManifestError::LayerType { field, media_type: shorten(media_type), hint })
+            Err(ManifestError::LayerType { field: field.to_owned(), media_type: shorten(media_type), hint })
         }
     }
 }
@@ -322,6 +380,8 @@ struct RawDocument {
     schema_version: Option<u64>,
     media_type: Option<String>,
     artifact_type: Option<String>,
+    subject: Option<RawSubject>,
+    annotations: Option<BTreeMap<String, String>>,
     config: Option<RawDescriptor>,
     layers: Option<Vec<RawDescriptor>>,
     manifests: Option<Vec<RawDescriptor>>,
@@ -336,6 +396,14 @@ struct RawDescriptor {
     digest: String,
     size: i64,
     platform: Option<RawPlatform>,
+    urls: Option<Vec<String>>,
+    artifact_type: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RawSubject {
+    #[serde(default)]
+    digest: String,
 }
 
 #[derive(Deserialize)]
@@ -416,8 +484,9 @@ mod tests {
         ] {
             let document = Document::parse(image(media_type).as_bytes(), Some(OCI_MANIFEST)).unwrap();
             let blob = |size| Descriptor { digest: Digest::of(b""), size };
-            let layers = vec![Layer { blob: blob(9), compression }];
-            assert_eq!(document, Document::Image(ImageManifest { config: blob(7), layers }));
+            let layers = vec![Layer { blob: blob(9), compression, urls: vec![] }];
+            let annotations = BTreeMap::new();
+            assert_eq!(document, Document::Image(ImageManifest { config: blob(7), layers, annotations }));
         }
     }
 
@@ -431,6 +500,17 @@ mod tests {
         let twice = good.replace(r#""schemaVersion":2"#, r#""schemaVersion":2,"schemaVersion":2"#);
         let encrypted = image("application/vnd.oci.image.layer.v1.tar+gzip+encrypted");
         let artifact = good.replace(OCI_CONFIG, "application/vnd.cncf.helm.config.v1+json");
+        let with =
+            |field: &str| good.replace(r#""schemaVersion":2"#, &format!(r#""schemaVersion":2,{field}"#));
+        let attached =
+            with(&format!(r#""subject":{{"mediaType":"{OCI_MANIFEST}","digest":"{D}","size":7}}"#));
+        let attestation = with(r#""artifactType":"application/vnd.in-toto+json""#);
+        let signature_index = r#"{"schemaVersion":2,"manifests":[],"artifactType":"a/signature"}"#.to_owned();
+        let pairs: Vec<_> = (0..=ANNOTATIONS_MAX).map(|at| format!(r#""{at}":"""#)).collect();
+        let annotated = with(&format!(r#""annotations":{{{}}}"#, pairs.join(",")));
+        let verbose = with(&format!(r#""annotations":{{"a":"{}"}}"#, "b".repeat(ANNOTATIONS_BYTES_MAX)));
+        let scattered = image("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")
+            .replace(r#""size":9"#, &format!(r#""size":9,"urls":[{}]"#, [r#""u""#; 9].join(",")));
         let weak = good.replace(D, "md5:00");
         let many = format!(
             r#"{{"config":{{"mediaType":"{OCI_CONFIG}","digest":"{D}","size":7}},"layers":[{}]}}"#,
@@ -450,6 +530,12 @@ mod tests {
             (&twice, "duplicate field"),
             (&encrypted, "encrypted layers are not supported"),
             (&artifact, "helm"),
+            (&attached, "attached to sha256:e3b0"),
+            (&attestation, "artifact (application/vnd.in-toto+json)"),
+            (&signature_index, "artifact (a/signature)"),
+            (&annotated, "257 annotations, the limit is 256"),
+            (&verbose, "bytes of annotations, the limit is 32768"),
+            (&scattered, "9 addresses of a layer, the limit is 8"),
             (&weak, "digest uses the algorithm \"md5\""),
             (&many, "129 layers, the limit is 128"),
         ] {
@@ -462,6 +548,41 @@ mod tests {
         for lazy in [None, Some("application/json"), Some("text/plain; charset=utf-8")] {
             assert!(Document::parse(good.as_bytes(), lazy).is_ok(), "{lazy:?}");
         }
+    }
+
+    #[test]
+    fn annotations_and_addresses_are_kept() {
+        let foreign = image("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip")
+            .replace(r#""size":9"#, r#""size":9,"urls":["https://a/b"]"#)
+            .replace(r#""schemaVersion":2"#, r#""schemaVersion":2,"annotations":{"b":"c","a":""}"#);
+        let Ok(Document::Image(image)) = Document::parse(foreign.as_bytes(), None) else {
+            panic!("no image")
+        };
+        assert_eq!(image.layers[0].urls, ["https://a/b"]);
+        assert_eq!(
+            image.annotations.into_iter().collect::<Vec<_>>(),
+            [("a".into(), String::new()), ("b".into(), "c".into())]
+        );
+        let ordinary = foreign.replace("nondistributable.", "");
+        let Ok(Document::Image(image)) = Document::parse(ordinary.as_bytes(), None) else {
+            panic!("no image")
+        };
+        assert!(image.layers[0].urls.is_empty(), "its registry has it");
+    }
+
+    #[test]
+    fn what_hangs_on_an_image_is_not_chosen_in_its_place() {
+        let entry = |extra: &str| {
+            format!(
+                r#"{{"mediaType":"{OCI_MANIFEST}","digest":"{D}","size":9,
+                "platform":{{"os":"linux","architecture":"amd64"}}{extra}}}"#
+            )
+        };
+        let signature = entry(r#","artifactType":"a/signature""#);
+        let json = format!(r#"{{"schemaVersion":2,"manifests":[{signature},{}]}}"#, entry(""));
+        let Ok(Document::Index(index)) = Document::parse(json.as_bytes(), None) else { panic!("no index") };
+        let chosen = index.choose(&platform("linux/amd64"));
+        assert!(chosen.is_some_and(|chosen| std::ptr::eq(chosen, &index.entries[1])));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nacre_protocols::agent_puller::{
-    self as edge, LayerStage, LayerToPull, Pull, PullFailureKind, PulledImage, PulledLayer,
+    self as edge, LayerStage, LayerToPull, Pull, PullFailureKind, PulledImage, PulledLayer, Verdict,
 };
 use nacre_protocols::fetcher_indexer::{Compression as PipeCompression, IndexFailureKind, LAYERS_AT_ONCE};
 use nacre_protocols::names::Sha256;
@@ -17,6 +17,7 @@ use crate::config::{ConfigDocument, ConfigError};
 use crate::digest::Digest;
 use crate::index_client::{IndexClient, IndexError, Indexed};
 use crate::manifest::{Compression, Document, ImageManifest, Layer, ManifestError, Platform};
+use crate::policy::{Policy, PolicyError};
 use crate::reference::{Location, Reference, ReferenceError};
 use crate::registry::auth::Credentials;
 use crate::registry::blob::Blob;
@@ -65,6 +66,8 @@ pub enum PullError {
     #[error("request: location {location:?}: {source}")]
     Location { location: String, source: ReferenceError },
     #[error("{0}")]
+    Policy(#[from] PolicyError),
+    #[error("{0}")]
     Registry(#[from] RegistryError),
     #[error("{what} {source}")]
     Manifest { what: String, source: ManifestError },
@@ -98,9 +101,25 @@ pub fn pull(
     report: &(dyn Fn(Event) + Sync),
 ) -> Result<PulledImage, PullError> {
     let reference = Reference::parse(&request.reference)?;
+    // Before anybody is asked anything.
+    let policy = match request.policy.as_str() {
+        "" => None,
+        text => Some(Policy::parse(text)?),
+    };
+    let requirement = policy.as_ref().map(|policy| policy.requirement(&reference)).transpose()?;
     let sources = sources(context, &reference, request, cancel)?;
     let image = find_image(&sources, &reference, &request.platform)?;
     let _pin = context.store.pin(image.layers().map(|(_, diff_id)| diff_id).collect());
+    let verdict = match requirement {
+        None => Verdict::Unjudged,
+        Some(requirement) => {
+            let scope = requirement.scope.to_owned();
+            match requirement.judge(&reference, image.root_digest, image.manifest_digest)? {
+                None => Verdict::Accepted { scope },
+                Some(digest) => Verdict::Listed { scope, digest: wire(digest) },
+            }
+        }
+    };
     let present: Vec<bool> = image
         .layers()
         .map(|(layer, diff_id)| context.store.find(&layer.blob.digest, &diff_id).is_some())
@@ -118,6 +137,8 @@ pub fn pull(
         root: wire(image.root_digest),
         config: wire(image.manifest.config.digest),
         layers,
+        annotations: image.manifest.annotations.into_iter().collect(),
+        verdict,
         process: edge::ImageConfig {
             entrypoint: image.config.config.entrypoint,
             command: image.config.config.cmd,
@@ -203,7 +224,7 @@ struct Image {
 impl Image {
     /// Each layer with its diff_id, lowest first; their numbers are equal, which reading the config has checked.
     fn layers(&self) -> impl Iterator<Item = (Layer, Digest)> {
-        self.manifest.layers.iter().copied().zip(self.config.diff_ids.iter().copied())
+        self.manifest.layers.iter().cloned().zip(self.config.diff_ids.iter().copied())
     }
 }
 
@@ -275,11 +296,11 @@ impl LayerPulls<'_> {
         let work = || {
             loop {
                 let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some(&(layer, diff_id)) = todo.get(at) else { return };
+                let Some((layer, diff_id)) = todo.get(at) else { return };
                 if self.cancel.is_set() {
                     return fail(PullError::Cancelled);
                 }
-                match self.one(at, layer, diff_id) {
+                match self.one(at, layer, *diff_id) {
                     Ok(pulled) => {
                         let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
                         if let Some(slot) = done.get_mut(at) {
@@ -307,7 +328,7 @@ impl LayerPulls<'_> {
     }
 
     /// Layer number `at`: found in the store, or fetched into it.
-    fn one(&self, at: usize, layer: Layer, diff_id: Digest) -> Result<PulledLayer, PullError> {
+    fn one(&self, at: usize, layer: &Layer, diff_id: Digest) -> Result<PulledLayer, PullError> {
         let what =
             format!("layer {} of {} ({})", at + 1, self.image.manifest.layers.len(), layer.blob.digest);
         let store = &self.context.store;
@@ -335,7 +356,7 @@ impl LayerPulls<'_> {
         &self,
         what: &str,
         index: u16,
-        layer: Layer,
+        layer: &Layer,
         claim: &Claim<'_>,
         diff_id: Digest,
     ) -> Result<Option<StoredLayer>, PullError> {
@@ -384,7 +405,7 @@ impl LayerPulls<'_> {
         &self,
         what: &str,
         index: u16,
-        layer: Layer,
+        layer: &Layer,
         claim: &Claim<'_>,
         diff_id: Digest,
     ) -> Result<StoredLayer, PullError> {
@@ -404,7 +425,7 @@ impl LayerPulls<'_> {
         let mut job = indexer
             .start(compression, Some((&tar, tar_max)), &index_file, self.cancel)
             .map_err(|source| self.index_error(what, source))?;
-        let mut blob = Blob::new(self.sources, what, layer.blob, &[]);
+        let mut blob = Blob::new(self.sources, what, layer.blob, &layer.urls);
         let mut buffer = vec![0; BUFFER_BYTES];
         let (mut fetched, mut feeding) = (0, true);
         let mut reported = Instant::now();
@@ -491,6 +512,7 @@ impl PullError {
             Self::Trust(_) => PullFailureKind::Tls,
             Self::Proxy(_) => PullFailureKind::Connect,
             Self::Location { .. } => PullFailureKind::Reference,
+            Self::Policy(_) => PullFailureKind::Policy,
             Self::Registry(error) => registry_kind(error),
             Self::Manifest { source: ManifestError::TooMany { .. } | ManifestError::Size { .. }, .. } => {
                 PullFailureKind::Limit

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::*;
-use nacre_protocols::agent_puller::{Credentials, HostAlias, Pull, PullFailureKind, PulledImage};
+use nacre_protocols::agent_puller::{Credentials, HostAlias, Pull, PullFailureKind, PulledImage, Verdict};
 use nacre_puller::digest::Digest;
 use nacre_puller::pull::{Context, Event, PullError, pull};
 use nacre_puller::registry::transport::Cancel;
@@ -390,6 +390,38 @@ fn nothing_that_differs_from_its_digest_or_size_is_kept() {
             assert_eq!(std::fs::read_dir(store.path().join("store/layers")).unwrap().count(), 0, "{error}");
         }
     }
+}
+
+#[test]
+fn a_policy_is_asked_before_anybody_else_and_again_about_the_digests() {
+    let store = tempfile::tempdir().unwrap();
+    let image = TestImage::new(&[b"one"]);
+    let served = image.clone();
+    let server = FakeServer::start(move |request| served.answer(request));
+    let with = |policy: String| Pull { policy, ..request(server.address) };
+    let rule =
+        |rule: &str| with(format!(r#"{{"transports":{{"docker":{{"{}":[{rule}]}}}}}}"#, server.address));
+    for (request, words) in [
+        (with("{}".into()), &["no rule is there for"][..]),
+        (with("x".into()), &["policy", "JSON"]),
+        (rule(r#"{"type":"reject"}"#), &["rejected by the rule of"]),
+        (rule(r#"{"type":"signedBy"}"#), &["signedBy"]),
+        (rule(r#"{"type":"trustMe"}"#), &["unknown type \"trustMe\""]),
+    ] {
+        fails(store.path(), &request, PullFailureKind::Policy, words);
+    }
+    assert_eq!(server.count("v2"), 0, "nobody is asked for what is not taken");
+    let list = |digest: &str| rule(&format!(r#"{{"type":"allowDigests","digests":["{digest}"]}}"#));
+    let other = Digest::of(b"other").to_string();
+    fails(store.path(), &list(&other), PullFailureKind::Policy, &[&image.manifest, "does not have"]);
+    assert_eq!(server.count(&image.layer_part(0)), 0, "no layer of it is fetched");
+    let pulled = quietly(&context(store.path()), &list(&image.manifest)).unwrap();
+    assert_eq!(
+        pulled.verdict,
+        Verdict::Listed { scope: server.address.to_string(), digest: pulled.manifest }
+    );
+    let accepted = quietly(&context(store.path()), &rule(r#"{"type":"insecureAcceptAnything"}"#)).unwrap();
+    assert_eq!(accepted.verdict, Verdict::Accepted { scope: server.address.to_string() });
 }
 
 #[test]

@@ -388,6 +388,49 @@ fn a_server_says_when_to_come_back() {
     }
 }
 
+#[test]
+fn a_layer_that_may_not_be_distributed_comes_from_its_own_address() {
+    let layer = noise(100_000, 8);
+    let elsewhere = layer.clone();
+    let vendor = FakeServer::start(move |request| match request.target.as_str() {
+        "/good" => Reply::ok(elsewhere.clone()),
+        _ => Reply::status(404),
+    });
+    // Loopback like the registry, and yet nobody that was declared insecure.
+    let vendor_address = format!("localhost:{}", vendor.address.port());
+    for (kind, there, expected) in [
+        ("oci.image.layer.nondistributable.v1.tar", &["gone", "good"][..], None),
+        ("oci.image.layer.nondistributable.v1.tar", &["gone"], Some(PullFailureKind::NotFound)),
+        ("oci.image.layer.v1.tar", &["good"], Some(PullFailureKind::NotFound)),
+    ] {
+        let mut image = TestImage::new(&[&layer]);
+        let (_, manifest) = &image.parts[&format!("manifests/{}", image.manifest)];
+        let urls: Vec<_> = there.iter().map(|path| format!("\"http://{vendor_address}/{path}\"")).collect();
+        let manifest = String::from_utf8(manifest.clone()).unwrap().replace(
+            "\"application/vnd.oci.image.layer.v1.tar\"",
+            &format!("\"application/vnd.{kind}\",\"urls\":[{}]", urls.join(",")),
+        );
+        image.parts.insert("manifests/latest".into(), (MANIFEST_TYPE.into(), manifest.into_bytes()));
+        let part = image.layer_part(0);
+        image.parts.remove(&part);
+        let guarded = FakeServer::start(move |request| match request.fields.contains_key("authorization") {
+            true => image.answer(request),
+            false => Reply::status(401).with("WWW-Authenticate", "Basic realm=x"),
+        });
+        let order = Pull {
+            credentials: Credentials::Basic { user: "u".into(), password: "p".into() },
+            insecure: vec![vendor_address.clone()],
+            ..request(guarded.address)
+        };
+        let outcome = fresh(&order).map_err(|error| error.kind());
+        assert_eq!(outcome.as_ref().err(), expected.as_ref(), "{kind} {there:?}");
+        let strict = fresh(&Pull { insecure: vec![], ..order }).unwrap_err().to_string();
+        assert!(expected.is_some() || strict.contains("plain http"), "{strict}");
+    }
+    let seen = vendor.seen.lock().unwrap();
+    assert!(seen.iter().all(|seen| !seen.fields.contains_key("authorization")), "credentials went elsewhere");
+}
+
 /// Of a certificate that nobody here has.
 const OTHER_KEY: &str = "-----BEGIN PRIVATE KEY-----
 MC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g

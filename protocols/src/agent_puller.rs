@@ -279,6 +279,20 @@ pub struct PulledImage {
     /// Lowest first.
     pub layers: Vec<PulledLayer>,
     pub process: ImageConfig,
+    /// Of the manifest, by name.
+    pub annotations: Vec<(String, String)>,
+    pub verdict: Verdict,
+}
+
+/// What the policy of the request says of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// The request had none.
+    Unjudged,
+    /// The rules of this scope take it, whatever it is.
+    Accepted { scope: String },
+    /// The rules of this scope have a list, on which this digest stands.
+    Listed { scope: String, digest: Sha256 },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -324,6 +338,8 @@ pub enum PullFailureKind {
     Digest,
     /// The image is not made for this platform.
     Platform,
+    /// The policy does not take it.
+    Policy,
     /// A named limit was reached.
     Limit,
     /// The registry stopped sending.

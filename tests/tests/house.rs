@@ -103,6 +103,17 @@ fn a_crate_compiles_its_own_edges_and_no_others() {
 }
 
 #[test]
+fn only_a_verified_image_is_mounted() {
+    for file in sources(&artefacts::workspace().join("agent/src")) {
+        if file.ends_with("verified.rs") {
+            continue;
+        }
+        let text = fs::read_to_string(&file).expect("not readable");
+        assert!(!text.contains("StorageStep::Layer"), "{}: mounts a layer by itself", file.display());
+    }
+}
+
+#[test]
 fn what_is_privileged_links_no_rich_decoder() {
     for package in ["nacre-init", "nacre-launcher"] {
         for name in dependencies(package) {

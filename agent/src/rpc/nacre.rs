@@ -6,7 +6,7 @@ use crate::pulls::{Layer, Progress, native_platform};
 use nacre_protocols::agent_init::{ReplyBody, RequestBody};
 use nacre_protocols::agent_puller::{
     CLIENT_CERTIFICATES_MAX, ClientCertificate, Credentials, FRAME_MAX, HostAlias, MIRRORS_MAX, Mirror,
-    POLICY_MAX, Platform, Proxy, Pull as Order, PullFailure, PullFailureKind, PulledImage,
+    POLICY_MAX, Platform, Proxy, Pull as Order, PullFailure, PullFailureKind, PulledImage, Verdict,
 };
 use nacre_protocols::frame;
 use nacre_protocols::host_agent::nacre::{
@@ -172,7 +172,7 @@ fn state(progress: &Progress) -> PullState {
     let (stage, image, failure) = match &progress.end {
         None if progress.layers.is_empty() => (Stage::Resolving, None, None),
         None => (Stage::Fetching, None, None),
-        Some(Ok(image)) => (Stage::Done, Some(described(image)), None),
+        Some(Ok(image)) => (Stage::Done, Some(described(image.described())), None),
         Some(Err(failure)) => (Stage::Failed, None, Some(failed(failure))),
     };
     PullState {
@@ -215,6 +215,11 @@ fn described(image: &PulledImage) -> Image {
         stop_signal: process.stop_signal,
         volumes: process.volumes,
         exposed_ports: process.exposed_ports,
+        annotations: image.annotations.iter().cloned().collect(),
+        policy_scope: match &image.verdict {
+            Verdict::Unjudged => String::new(),
+            Verdict::Accepted { scope } | Verdict::Listed { scope, .. } => scope.clone(),
+        },
     }
 }
 
@@ -233,6 +238,7 @@ fn failed(why: &PullFailure) -> Failure {
         PullFailureKind::NotFound => Kind::NotFound,
         PullFailureKind::Digest => Kind::Digest,
         PullFailureKind::Platform => Kind::Platform,
+        PullFailureKind::Policy => Kind::Policy,
         PullFailureKind::Limit => Kind::Limit,
         PullFailureKind::Stalled => Kind::Stalled,
         PullFailureKind::DiskFull => Kind::DiskFull,

@@ -122,7 +122,7 @@ fn odd_records_are_no_records() {
 }
 
 fn image(reference: &str, manifest: u8, layers: &[Digest], keep: bool) -> ImageRecord {
-    use nacre_protocols::agent_puller::{PulledImage, PulledLayer};
+    use nacre_protocols::agent_puller::{PulledImage, PulledLayer, Verdict};
     use nacre_protocols::names::Sha256;
     let layer = |digest: &Digest| PulledLayer { diff_id: Sha256(*digest.as_bytes()), compressed: 1, tar: 3 };
     let image = PulledImage {
@@ -132,6 +132,8 @@ fn image(reference: &str, manifest: u8, layers: &[Digest], keep: bool) -> ImageR
         config: Sha256([0; 32]),
         layers: layers.iter().map(layer).collect(),
         process: Default::default(),
+        annotations: Vec::new(),
+        verdict: Verdict::Unjudged,
     };
     ImageRecord { image, keep }
 }

@@ -152,6 +152,7 @@ fn pull_advice(kind: PullProblem) -> &'static str {
         PullProblem::Malformed => {
             "the image or the registry breaks the OCI specification; push the image again"
         }
+        PullProblem::Policy => "if you trust it, let a rule of the --policy file take it",
         PullProblem::Cancelled => "it was cancelled",
         PullProblem::Internal => "run it again; if it stays, report it with the console log",
     }
