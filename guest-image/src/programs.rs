@@ -11,19 +11,20 @@ use crate::Error;
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PROFILE: &str = "guest";
 
-/// A guest program: its package, which is also the name of its binary, and how large it may be.
+/// A guest program: its package, which is also its name in the guest, the binary that cargo makes, and how large it may be.
 #[derive(Debug, Clone, Copy)]
 pub struct Program {
     pub name: &'static str,
+    binary: &'static str,
     pub size_budget_bytes: u64,
 }
 
 /// What is compiled for the guest. The budgets are for the bare file, before the image compresses it.
 pub const PROGRAMS: [Program; 4] = [
-    Program { name: "nacre-init", size_budget_bytes: 3 << 19 },
-    Program { name: "nacre-agent", size_budget_bytes: 2 << 20 },
-    Program { name: "nacre-launcher", size_budget_bytes: 3 << 19 },
-    Program { name: "nacre-puller", size_budget_bytes: 6 << 20 },
+    Program { name: "nacre-init", binary: "nacre-init", size_budget_bytes: 3 << 19 },
+    Program { name: "nacre-agent", binary: "nacre-agent", size_budget_bytes: 2 << 20 },
+    Program { name: "nacre-launcher", binary: "nacre-guest-launcher", size_budget_bytes: 3 << 19 },
+    Program { name: "nacre-puller", binary: "nacre-puller", size_budget_bytes: 6 << 20 },
 ];
 
 /// The folder in which cargo put the binaries.
@@ -34,7 +35,8 @@ pub struct Programs {
 
 impl Programs {
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        let program = PROGRAMS.iter().find(|program| program.name == name);
+        self.folder.join(program.map_or(name, |program| program.binary))
     }
 }
 
@@ -48,6 +50,12 @@ pub fn compile(root: &Path, target: &Path) -> Result<Programs, Error> {
         cargo_build(program.name, root, target, &maps)?;
     }
     Ok(Programs { folder: target.join(TARGET).join(PROFILE) })
+}
+
+/// Compiles one more package as the guest's programs are: static, small and without paths. Gives the folder of its binaries.
+pub fn compile_like_guest(package: &str, root: &Path, target: &Path) -> Result<PathBuf, Error> {
+    cargo_build(package, root, target, &path_maps(root, target))?;
+    Ok(target.join(TARGET).join(PROFILE))
 }
 
 fn cargo_build(package: &str, root: &Path, target: &Path, maps: &[(PathBuf, &str)]) -> Result<(), Error> {

@@ -53,7 +53,7 @@ fn the_command_waits_at_the_gate_and_a_closed_gate_ends_it() {
     let mut launched = guest.launch(Mode::Create, &plan("echo started"));
     launched.ready().unwrap();
     let exe = || fs::read_link(format!("/proc/{}/exe", launched.child.pid)).unwrap();
-    assert!(exe().ends_with("nacre-launcher"), "{:?}", exe());
+    assert!(exe().ends_with("nacre-guest-launcher"), "{:?}", exe());
     launched.open_gate();
     launched.executed().unwrap();
     assert_eq!(launched.finish(), ("started\n".to_owned(), 0));

@@ -11,6 +11,7 @@ pub mod loop_device;
 pub mod malloc;
 pub mod memfd;
 pub mod mounting;
+pub mod own_binary;
 pub mod process;
 pub mod seccomp;
 pub mod seqpacket;

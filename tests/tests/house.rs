@@ -11,10 +11,12 @@ use serde_json::Value;
 const SYS: &str = "nacre-sys";
 
 /// Which edges a crate has, as features of `nacre-protocols`.
-const EDGES: [(&str, &[&str]); 9] = [
+const EDGES: [(&str, &[&str]); 11] = [
     ("nacre-init", &["agent-init", "init-launcher"]),
     ("nacre-agent", &["agent-init", "agent-puller", "host-agent", "init-launcher"]),
     ("nacre-launcher", &["init-launcher"]),
+    ("nacre-launcher-cli", &["init-launcher"]),
+    ("xtask", &["init-launcher"]),
     ("nacre-plan", &["init-launcher"]),
     ("nacre-puller", &["agent-puller", "fetcher-indexer"]),
     ("nacre", &["host-agent"]),

@@ -128,9 +128,10 @@ fn check_reproducible(extra: &[Extra], image: &Path) -> anyhow::Result<()> {
     let work = tempfile::tempdir().context("cannot make a working directory")?;
     let copy = work.path().join("elsewhere");
     copy_sources(&root(), &copy)?;
+    let built = guest::compile(&root(), &target())?;
     let programs = guest::compile(&copy, &work.path().join("target"))?;
     for program in guest::PROGRAMS {
-        let here = sha256_of(&target().join("x86_64-unknown-linux-gnu/guest").join(program.name))?;
+        let here = sha256_of(&built.path(program.name))?;
         let there = sha256_of(&programs.path(program.name))?;
         anyhow::ensure!(here == there, "{} is not reproducible: {here}, then {there}", program.name);
     }

@@ -1,6 +1,8 @@
 //! Every developer command: `cargo xtask …`. CI runs the same ones.
 
 mod bench;
+mod bench_launcher;
+mod bundle;
 mod cache;
 mod demo;
 mod image;

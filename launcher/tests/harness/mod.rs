@@ -121,7 +121,7 @@ impl Guest {
         fds.extend(inherited.iter().copied().zip(fd::INHERITED..));
         // NACRE_LAUNCHER: another build of it, such as the static one of the guest image.
         let program = std::env::var("NACRE_LAUNCHER");
-        let program = program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_nacre-launcher"));
+        let program = program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_nacre-guest-launcher"));
         let program = CString::new(program).unwrap();
         let mode_word = CString::new(mode.word()).unwrap();
         let ceiling = CString::new(format!("{ceiling:x}")).unwrap();

@@ -1,0 +1,252 @@
+//! `create` and `run`: bundle to plan, plan to a child that waits at its gate.
+
+use crate::args::{Words, unknown, unsupported};
+use crate::birth::{Told, life, listen, send_console, take_descriptors, write_pid_file};
+use crate::clock;
+use crate::config::Bundle;
+use crate::error::{Context, Result, refused};
+use crate::state::{Record, Store, born_and_alive, require_id};
+use crate::{cgroup, foreground, lifecycle, own_binary};
+use nacre_launcher::check::{Checked, Origin};
+use nacre_launcher::container::{Given, create};
+use nacre_launcher::status::StatusSocket;
+use nacre_protocols::init_launcher::{ContainerPlan, fd};
+use nacre_sys::fork::{Birth, fork};
+use nacre_sys::process::{Child, PidNamespace};
+use nacre_sys::seqpacket;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::thread::UnshareFlags;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+
+#[derive(Debug, Default)]
+pub struct Options {
+    bundle: PathBuf,
+    console_socket: Option<PathBuf>,
+    pid_file: Option<PathBuf>,
+    preserve: u8,
+    detach: bool,
+    keep: bool,
+    id: String,
+}
+
+impl Options {
+    fn read(words: Vec<String>, is_run: bool) -> Result<Self> {
+        let mut words = Words::new(words);
+        let mut options = Self { bundle: ".".into(), ..Self::default() };
+        while let Some(option) = words.option()? {
+            match option.as_str() {
+                "--bundle" | "-b" => options.bundle = words.value(&option)?.into(),
+                "--console-socket" => options.console_socket = Some(words.value(&option)?.into()),
+                "--pid-file" => options.pid_file = Some(words.value(&option)?.into()),
+                "--preserve-fds" => options.preserve = preserved(words.number(&option)?)?,
+                "--detach" | "-d" if is_run => options.detach = words.flag(&option)?,
+                "--keep" if is_run => options.keep = words.flag(&option)?,
+                "--no-subreaper" if is_run => {}
+                "--no-pivot" => {
+                    return Err(unsupported(
+                        "--no-pivot",
+                        "a chroot can be left; put the root file system on something that can be pivoted from",
+                    ));
+                }
+                // None is ever made.
+                "--no-new-keyring" => {}
+                "--pidfd-socket" => {
+                    return Err(unsupported("--pidfd-socket", "ask for the pid and pidfd_open(2) it"));
+                }
+                _ => return Err(unknown(&option)),
+            }
+        }
+        options.id = words.only("the container's id")?;
+        require_id(&options.id)?;
+        Ok(options)
+    }
+}
+
+/// `--preserve-fds`, and what socket activation passes.
+pub fn preserved(count: u8) -> Result<u8> {
+    if count > fd::PRESERVED_MAX {
+        return Err(refused(format!("--preserve-fds {count}: at most {} descriptors", fd::PRESERVED_MAX)));
+    }
+    Ok(count)
+}
+
+/// A container whose first process waits at its gate.
+struct Waiting {
+    record: Record,
+    child: Child,
+    /// Our end of its status socket.
+    status: OwnedFd,
+    gate: OwnedFd,
+    master: Option<OwnedFd>,
+}
+
+pub fn create_command(store: &Store, words: Vec<String>) -> Result<u8> {
+    let options = Options::read(words, false)?;
+    let waiting = make(store, &options)?;
+    finish(store, &options, waiting)?;
+    Ok(0)
+}
+
+pub fn run_command(store: &Store, words: Vec<String>) -> Result<u8> {
+    let options = Options::read(words, true)?;
+    let waiting = make(store, &options)?;
+    let (record, child, status, gate, master) = finish(store, &options, waiting)?;
+    let id = record.id.clone();
+    let started = open_gate(&gate, &status);
+    drop((gate, status));
+    if let Err(error) = started {
+        let _ = lifecycle::destroy(store, &record);
+        return Err(error);
+    }
+    lifecycle::run_hooks_poststart(&record);
+    if options.detach {
+        return Ok(0);
+    }
+    let code = foreground::wait(&child, master)?;
+    if !options.keep {
+        lifecycle::destroy(store, &store.read(&id)?)?;
+    }
+    Ok(code)
+}
+
+/// Opens the gate and waits until the command is executed.
+fn open_gate(gate: &OwnedFd, status: &OwnedFd) -> Result<()> {
+    rustix::io::write(gate, b"g").doing(|| "opening the start gate".to_owned())?;
+    match listen(status)? {
+        Told::Closed => Ok(()),
+        Told::Failed(failure) => Err(refused(failure.message)),
+        Told::Ready(_) => Err(refused("the child reported twice")),
+    }
+}
+
+/// Everything up to the gate. What fails leaves nothing behind.
+fn make(store: &Store, options: &Options) -> Result<Waiting> {
+    own_binary::protect()?;
+    let inherited = take_descriptors(options.preserve)?;
+    let bundle = Bundle::read(&options.bundle)?;
+    let described = bundle.spec.process.as_ref();
+    let terminal = described.is_some_and(|process| process.terminal);
+    if terminal && options.console_socket.is_none() && options.detach {
+        return Err(refused(
+            "process.terminal needs --console-socket for a container that runs on by itself",
+        ));
+    }
+    if !terminal && options.console_socket.is_some() {
+        return Err(refused("--console-socket is for a container with process.terminal"));
+    }
+    let plan = bundle.plan(&options.id, options.preserve)?;
+    let linux = bundle.spec.linux.as_ref();
+    let path = cgroup::path_of(linux.map_or("", |linux| &linux.cgroups_path), &options.id)?;
+    let mut record = Record {
+        id: options.id.clone(),
+        bundle: bundle.directory.display().to_string(),
+        rootfs: bundle.rootfs.display().to_string(),
+        created: clock::now(),
+        cgroup_is_ours: !cgroup::file(&path, "")?.exists(),
+        cgroup: path,
+        annotations: bundle.spec.annotations.clone(),
+        ..Record::default()
+    };
+    store.add(&record)?;
+    match bear(&plan, &record, inherited) {
+        Ok((child, status, gate, reader_number, pipe, master)) => {
+            record.pid = child.pid;
+            record.born = born_and_alive(child.pid).map_or(0, |(born, _)| born);
+            record.gate = (reader_number, pipe);
+            record.seccomp = plan.process.seccomp.as_ref().map(crate::exec::seccomp_to_hex);
+            record.process = bundle.spec.process.clone().unwrap_or_default();
+            record.hooks = bundle.spec.hooks.clone();
+            if let Err(error) = store.replace(&record) {
+                let _ = lifecycle::destroy(store, &record);
+                return Err(error);
+            }
+            Ok(Waiting { record, child, status, gate, master })
+        }
+        Err(error) => {
+            let _ = lifecycle::destroy(store, &record);
+            Err(error)
+        }
+    }
+}
+
+type Parts = (Child, OwnedFd, OwnedFd, i32, String, Option<OwnedFd>);
+
+fn bear(plan: &Checked<Box<ContainerPlan>>, record: &Record, inherited: Vec<OwnedFd>) -> Result<Parts> {
+    let needed = controllers(plan);
+    let cgroup = cgroup::make(&record.cgroup, &needed)?;
+    let (ours, theirs) = seqpacket::pair().doing(|| "making the status socket".to_owned())?;
+    let (gate, gate_writer) = pipe_with(PipeFlags::CLOEXEC).doing(|| "making the start gate".to_owned())?;
+    let number = gate.as_raw_fd();
+    let pipe = format!(
+        "pipe:[{}]",
+        rustix::fs::fstat(&gate).doing(|| "looking at the start gate".to_owned())?.st_ino
+    );
+    let directory = cgroup.try_clone().doing(|| "keeping the cgroup".to_owned())?;
+    let status = StatusSocket::new(theirs);
+    let birth = Birth {
+        namespaces: UnshareFlags::empty(),
+        pid_namespace: PidNamespace::New,
+        cgroup: Some(cgroup.as_fd()),
+        sibling: false,
+    };
+    // The child keeps both ends of the gate, and nobody else has to: `start` opens it by way of `/proc/PID/fd`.
+    let child = fork(&birth, || {
+        life(&status, || {
+            let given = Given { gate: Some(gate), cgroup: Some(directory), inherited };
+            create(plan, Origin::Host, given, &status)
+        })
+    })
+    .doing(|| "starting the container's first process".to_owned())?;
+    // Its end is ours no more: the socket closes when the child's is closed.
+    drop(status);
+    match listen(&ours)? {
+        Told::Ready(master) => Ok((child, ours, gate_writer, number, pipe, master)),
+        Told::Failed(failure) => {
+            let _ = nacre_sys::usage::wait(Some(child.pid));
+            Err(refused(failure.message))
+        }
+        Told::Closed => {
+            let ended = nacre_sys::usage::wait(Some(child.pid)).ok().flatten();
+            let code = ended.map_or(0, |ended| ended.code);
+            let memory =
+                cgroup::field(&record.cgroup, "memory.events", "oom_kill").is_some_and(|kills| kills > 0);
+            let why = if memory { ": the container's memory limit is too small to start it" } else { "" };
+            Err(refused(format!("the container's first process died ({code}){why}")))
+        }
+    }
+}
+
+/// Controllers that the plan writes files of.
+fn controllers(plan: &ContainerPlan) -> Vec<&str> {
+    let mut all: Vec<&str> = plan
+        .cgroup
+        .iter()
+        .filter_map(|write| Some(write.file.split_once('.')?.0))
+        .filter(|name| *name != "cgroup")
+        .collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+type Finished = (Record, Child, OwnedFd, OwnedFd, Option<OwnedFd>);
+
+/// Hands out what the caller waits for: terminal, then the pid.
+fn finish(store: &Store, options: &Options, waiting: Waiting) -> Result<Finished> {
+    let Waiting { record, child, status, gate, mut master } = waiting;
+    let mut hand_out = || -> Result<()> {
+        if let (Some(socket), Some(terminal)) = (&options.console_socket, &master) {
+            send_console(socket, terminal)?;
+            master = None;
+        }
+        options.pid_file.as_ref().map_or(Ok(()), |file| write_pid_file(file, record.pid))
+    };
+    match hand_out() {
+        Ok(()) => Ok((record, child, status, gate, master)),
+        Err(error) => {
+            let _ = lifecycle::destroy(store, &record);
+            Err(error)
+        }
+    }
+}
