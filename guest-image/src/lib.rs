@@ -13,7 +13,7 @@ use std::process::ExitStatus;
 
 pub use layout::{Content, Entry, Layout};
 pub use pack::pack;
-pub use programs::{PROGRAMS, Program, Programs, compile, compile_like_guest};
+pub use programs::{PROGRAMS, Program, Programs, compile, compile_like_guest, compile_with_examples};
 
 /// Largest image, in bytes.
 pub const SIZE_BUDGET_BYTES: u64 = 8 << 20;

@@ -47,24 +47,45 @@ pub fn compile(root: &Path, target: &Path) -> Result<Programs, Error> {
     let maps = path_maps(root, target);
     // One by one: compiled together, each program would get the features of the libraries that any of them asks for.
     for program in PROGRAMS {
-        cargo_build(program.name, root, target, &maps)?;
+        cargo_build(program.name, &[], root, target, &maps)?;
     }
     Ok(Programs { folder: target.join(TARGET).join(PROFILE) })
 }
 
 /// Compiles one more package as the guest's programs are: static, small and without paths. Gives the folder of its binaries.
 pub fn compile_like_guest(package: &str, root: &Path, target: &Path) -> Result<PathBuf, Error> {
-    cargo_build(package, root, target, &path_maps(root, target))?;
+    cargo_build(package, &[], root, target, &path_maps(root, target))?;
     Ok(target.join(TARGET).join(PROFILE))
 }
 
-fn cargo_build(package: &str, root: &Path, target: &Path, maps: &[(PathBuf, &str)]) -> Result<(), Error> {
+/// Compiles one guest program, and examples of its package exactly as the program itself is, for measuring. Returns the
+/// folder, in which the examples are below `examples`.
+pub fn compile_with_examples(
+    root: &Path,
+    target: &Path,
+    program: &str,
+    examples: &[&str],
+) -> Result<Programs, Error> {
+    let examples = examples.iter().flat_map(|example| ["--example", example]);
+    let what: Vec<&str> = ["--bin", program].into_iter().chain(examples).collect();
+    cargo_build(program, &what, root, target, &path_maps(root, target))?;
+    Ok(Programs { folder: target.join(TARGET).join(PROFILE) })
+}
+
+fn cargo_build(
+    package: &str,
+    what: &[&str],
+    root: &Path,
+    target: &Path,
+    maps: &[(PathBuf, &str)],
+) -> Result<(), Error> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let stderr =
         io::stderr().as_fd().try_clone_to_owned().map_err(Error::io("cannot duplicate", "stderr"))?;
     let status = Command::new(&cargo)
         .current_dir(root)
         .args(["build", "--locked", "--profile", PROFILE, "--target", TARGET, "--package", package])
+        .args(what)
         .env_remove("RUSTFLAGS")
         .env("CARGO_TARGET_DIR", target)
         .env("CARGO_ENCODED_RUSTFLAGS", rust_flags(maps))

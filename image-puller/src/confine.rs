@@ -169,9 +169,9 @@ const fn any(number: i64, why: &'static str) -> Allowed {
 }
 
 const FCNTL_COMMANDS: &[u64] = if cfg!(debug_assertions) {
-    &[libc::F_SETPIPE_SZ as u64, libc::F_GETFD as u64]
+    &[libc::F_SETPIPE_SZ as u64, libc::F_SETFL as u64, libc::F_GETFD as u64]
 } else {
-    &[libc::F_SETPIPE_SZ as u64]
+    &[libc::F_SETPIPE_SZ as u64, libc::F_SETFL as u64]
 };
 const THREAD_FLAGS: u64 = (libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND) as u64;
 
@@ -215,7 +215,7 @@ const COMMON: &[Allowed] = &[
     Allowed {
         number: libc::SYS_fcntl,
         arguments: Arguments::OneOf(1, FCNTL_COMMANDS),
-        why: "size of a layer's pipe; debug builds look whether what they close is open",
+        why: "size of a layer's pipe; direct I/O of a layer's tar; debug builds look whether what they close is open",
     },
     any(libc::SYS_restart_syscall, "a wait that a stop and continue interrupted"),
 ];

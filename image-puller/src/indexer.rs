@@ -44,7 +44,7 @@ pub fn serve(fetcher: OwnedFd) -> Result<(), IndexerError> {
         }
         let (fetcher, running) = (fetcher.clone(), running.clone());
         let work = move || {
-            let reply = index(&request, &files);
+            let reply = index(&request, files);
             // Before the answer: with it, the fetcher may send the next one.
             running.fetch_sub(1, Ordering::Relaxed);
             if let Ok(frame) = frame::encode(&reply, FRAME_MAX) {
@@ -65,7 +65,7 @@ fn receive(fetcher: &OwnedFd, buffer: &mut [u8]) -> Result<Option<(usize, Vec<Ow
     }
 }
 
-fn index(request: &IndexLayer, files: &[File]) -> Reply {
+fn index(request: &IndexLayer, files: Vec<File>) -> Reply {
     let id = request.id;
     let compression = match request.compression {
         Compression::Plain => layer::Compression::Plain,
@@ -74,9 +74,14 @@ fn index(request: &IndexLayer, files: &[File]) -> Reply {
     };
     let limits = Limits::default();
     let limits = Limits { tar_bytes: request.tar_max.unwrap_or(limits.tar_bytes), ..limits };
-    let indexed = match files {
-        [pipe, tar, index] => layer::index_layer(pipe, compression, tar, index, &limits, |_| {}),
-        [pipe, index] => layer::index_into(pipe, compression, Nowhere, index, &limits, |_| {}),
+    let mut files = files.into_iter();
+    let indexed = match (files.next(), files.next(), files.next()) {
+        (Some(pipe), Some(tar), Some(index)) => {
+            layer::index_layer(pipe, compression, &tar, &index, &limits, |_| {})
+        }
+        (Some(pipe), Some(index), None) => {
+            layer::index_into(pipe, compression, Nowhere, index, &limits, |_| {})
+        }
         _ => Err(LayerError::Io {
             operation: "take the layer's files",
             source: io::ErrorKind::InvalidInput.into(),

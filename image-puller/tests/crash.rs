@@ -45,8 +45,15 @@ fn check(store: &Path) -> BTreeSet<String> {
         let (tar, index) = (tempfile::tempfile().unwrap(), tempfile::NamedTempFile::new().unwrap());
         let found = fs::read(layer.join("layer.tar")).unwrap();
         let limits = Limits::default();
-        let again =
-            index_layer(&found[..], Compression::Plain, &tar, index.as_file(), &limits, |_| {}).unwrap();
+        let again = index_layer(
+            std::io::Cursor::new(found.clone()),
+            Compression::Plain,
+            &tar,
+            index.as_file(),
+            &limits,
+            |_| {},
+        )
+        .unwrap();
         assert_eq!(Digest::from_bytes(again.diff_id).hex(), name);
         assert_eq!(fs::read(index.path()).unwrap(), fs::read(layer.join("index.erofs")).unwrap(), "{name}");
         name

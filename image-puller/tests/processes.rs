@@ -136,7 +136,13 @@ fn a_pull_is_cancelled_on_request() {
     assert!(matches!(puller.receive(), Some(Answer::Layers { id: 7, .. })));
     puller.send(&Ask::Cancel { id: 7 });
     puller.send(&Ask::Cancel { id: 8 });
-    let Some(Answer::Failed { id: 7, failure }) = puller.receive() else { panic!("no failure") };
+    let failure = loop {
+        match puller.receive() {
+            Some(Answer::Failed { id: 7, failure }) => break failure,
+            Some(Answer::Stage { .. } | Answer::Progress { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    };
     assert_eq!(failure.kind, PullFailureKind::Cancelled);
     puller.end();
 }

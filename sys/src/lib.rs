@@ -12,6 +12,8 @@ pub mod malloc;
 pub mod memfd;
 pub mod mounting;
 pub mod own_binary;
+#[cfg(feature = "host")]
+pub mod page_cache;
 pub mod process;
 pub mod seccomp;
 pub mod seqpacket;

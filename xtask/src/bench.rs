@@ -1,7 +1,9 @@
 //! `cargo xtask bench`: tracked numbers, each with its unit and its budget.
 //!
-//! Sizes and memory have budgets, and missing one is a failure. Times are printed and have none: on a shared machine, and
-//! without KVM, they say little; compare those of one run with each other.
+//! Sizes and memory have budgets, and missing one is a failure. Times alone have none: on a shared machine, and without
+//! KVM, they say little. Times beside those of another program, taken in the same run, have.
+
+mod pull;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -52,15 +54,18 @@ enum Bench {
         #[arg(long, default_value_t = 1000)]
         containers: usize,
     },
+    /// The puller beside containerd, skopeo with umoci, podman, and its own parts alone. Needs root.
+    Pull(pull::Options),
 }
 
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let (bench, figures) = match options.bench {
+    let (bench, figures) = match &options.bench {
         Bench::Start { runs, megabytes } => {
-            ensure!(runs > 0, "--runs must be at least 1");
-            ("start", start(runs, megabytes)?)
+            ensure!(*runs > 0, "--runs must be at least 1");
+            ("start", start(*runs, *megabytes)?)
         }
-        Bench::Launcher { runs, containers } => ("launcher", bench_launcher::measure(runs, containers)?),
+        Bench::Launcher { runs, containers } => ("launcher", bench_launcher::measure(*runs, *containers)?),
+        Bench::Pull(options) => ("pull", pull::run(options)?),
     };
     let missed = figures.iter().filter(|figure| figure.met() == Some(false)).count();
     for figure in &figures {
@@ -80,7 +85,8 @@ pub struct Figure {
 
 impl Figure {
     fn new(name: impl Into<String>, value: f64, unit: &'static str, budget: Option<u64>) -> Self {
-        Self { name: name.into(), value, unit, budget: budget.map(|budget| budget as f64) }
+        let budget = budget.map(|budget| budget as f64);
+        Self { name: name.into(), value, unit, budget }
     }
 
     fn met(&self) -> Option<bool> {
@@ -94,13 +100,14 @@ impl Figure {
             println!("{line}");
             return;
         }
+        // Seconds and ratios are small, bytes and milliseconds are not.
+        let decimals = if matches!(self.unit, "s" | "ratio") { 3 } else { 1 };
         let budget = match (self.budget, self.met()) {
             (Some(budget), Some(true)) => format!("of at most {budget}"),
             (Some(budget), _) => format!("BEYOND its budget of {budget}"),
             _ => String::new(),
         };
-        let digits = if self.unit == "ratio" { 2 } else { 1 };
-        println!("{:<34} {:>12.digits$} {:<6} {budget}", self.name, self.value, self.unit);
+        println!("{:<44} {:>12.decimals$} {:<6} {budget}", self.name, self.value, self.unit);
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use flate2::write::GzEncoder;
@@ -53,45 +53,80 @@ pub struct Defaults<'a> {
 
 /// Writes an image of gzip-compressed layers into `folder` under `tag`; returns the digest of its manifest.
 pub fn write(folder: &Path, tag: &str, layers: &[Vec<u8>], defaults: &Defaults) -> anyhow::Result<String> {
-    let blobs = Blobs { folder: folder.join("blobs/sha256") };
-    fs::create_dir_all(&blobs.folder).with_context(|| format!("cannot make {}", blobs.folder.display()))?;
-    let mut descriptors = Vec::new();
+    let blobs = Blobs::at(folder)?;
+    let mut packed = Vec::new();
     for layer in layers {
         let bytes = gzip(layer).context("cannot compress a layer")?;
-        descriptors.push(blobs.put("application/vnd.oci.image.layer.v1.tar+gzip", &bytes)?);
+        let descriptor = blobs.put("application/vnd.oci.image.layer.v1.tar+gzip", &bytes)?;
+        packed.push(PackedLayer { descriptor, diff_id: digest(layer) });
     }
-    let diff_ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
-    let config = blobs.put_json(
-        "application/vnd.oci.image.config.v1+json",
-        &json!({
-            "architecture": "amd64",
-            "os": "linux",
-            "config": { "Cmd": defaults.command, "Env": defaults.environment },
-            "rootfs": { "type": "layers", "diff_ids": diff_ids },
-        }),
-    )?;
-    const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-    let mut manifest = blobs.put_json(
-        MANIFEST,
-        &json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": descriptors }),
-    )?;
-    manifest["annotations"] = json!({ "org.opencontainers.image.ref.name": tag });
-    let digest = manifest["digest"].as_str().unwrap_or_default().to_owned();
-    let index = json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": [manifest],
-    });
-    write_file(&folder.join("index.json"), index.to_string().as_bytes())?;
-    write_file(&folder.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    Ok(digest)
+    blobs.write_image(folder, tag, &packed, defaults)
 }
 
-struct Blobs {
-    folder: std::path::PathBuf,
+/// A layer whose blob is in the layout already.
+pub struct PackedLayer {
+    pub descriptor: Value,
+    pub diff_id: String,
+}
+
+/// The blobs of a layout.
+pub struct Blobs {
+    folder: PathBuf,
 }
 
 impl Blobs {
+    /// The blobs of the layout at `folder`, which is made if it is not there.
+    pub fn at(folder: &Path) -> anyhow::Result<Self> {
+        let blobs = Self { folder: folder.join("blobs/sha256") };
+        fs::create_dir_all(&blobs.folder)
+            .with_context(|| format!("cannot make {}", blobs.folder.display()))?;
+        Ok(blobs)
+    }
+
+    /// Moves a file in; `digest` are the 64 digits of its SHA-256.
+    pub fn take(&self, media_type: &str, file: &Path, digest: &str) -> anyhow::Result<Value> {
+        let size = fs::metadata(file).with_context(|| format!("cannot look at {}", file.display()))?.len();
+        fs::rename(file, self.folder.join(digest))
+            .with_context(|| format!("cannot move {}", file.display()))?;
+        Ok(json!({ "mediaType": media_type, "digest": format!("sha256:{digest}"), "size": size }))
+    }
+
+    /// Writes what leads to these layers, and names it by `tag`; returns the digest of the manifest.
+    pub fn write_image(
+        &self,
+        folder: &Path,
+        tag: &str,
+        layers: &[PackedLayer],
+        defaults: &Defaults,
+    ) -> anyhow::Result<String> {
+        let diff_ids: Vec<&str> = layers.iter().map(|layer| layer.diff_id.as_str()).collect();
+        let descriptors: Vec<&Value> = layers.iter().map(|layer| &layer.descriptor).collect();
+        let config = self.put_json(
+            "application/vnd.oci.image.config.v1+json",
+            &json!({
+                "architecture": "amd64",
+                "os": "linux",
+                "config": { "Cmd": defaults.command, "Env": defaults.environment },
+                "rootfs": { "type": "layers", "diff_ids": diff_ids },
+            }),
+        )?;
+        const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+        let mut manifest = self.put_json(
+            MANIFEST,
+            &json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": descriptors }),
+        )?;
+        manifest["annotations"] = json!({ "org.opencontainers.image.ref.name": tag });
+        let digest = manifest["digest"].as_str().unwrap_or_default().to_owned();
+        let index = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": [manifest],
+        });
+        write_file(&folder.join("index.json"), index.to_string().as_bytes())?;
+        write_file(&folder.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        Ok(digest)
+    }
+
     /// Stores a blob under its digest and describes it.
     fn put(&self, media_type: &str, bytes: &[u8]) -> anyhow::Result<Value> {
         write_file(&self.folder.join(hex(&Sha256::digest(bytes))), bytes)?;

@@ -30,7 +30,8 @@ const INPUT_BYTES: usize = 256 << 10;
 
 /// Undoes a layer's compression.
 ///
-/// gzip is zlib-rs, 1.7 times as fast as miniz_oxide. zstd is the C library: the decoder in safe Rust (ruzstd 0.9) took
+/// gzip is zlib-rs, 1.7 times as fast as miniz_oxide and, with AVX2 looked for at run time (its feature `std`, a third faster
+/// than without), as fast as the assembly of ISA-L. zstd is the C library: the decoder in safe Rust (ruzstd 0.9) took
 /// four times its time, and whoever takes over this process can do no more than write a bad index, which is checked.
 pub struct Decompressor<R: Read> {
     compression: Compression,

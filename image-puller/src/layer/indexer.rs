@@ -4,18 +4,18 @@ use std::io::Read;
 use sha2::{Digest, Sha256};
 
 use super::decompress::{Compression, Decompressor};
+use super::direct::DirectFile;
 use super::erofs::{FIRST_FREE_BYTE, Source, write_index};
 use super::error::LayerError;
 use super::limits::Limits;
 use super::output::WriteAt;
+use super::pieces::{Piece, Pieces, Threaded};
 use super::sparse::{BLOCK_BYTES, ChunkMap, Plan, Realigner, plan};
 use super::tar::{Entry, Kind, TarInput, TarReader};
 use super::tree::Tree;
 
 /// The name of the limit on the whole tar.
 pub const TAR_LIMIT: &str = "the tar";
-/// Bytes of the tar that are taken in at once.
-const PIECE_BYTES: usize = 256 << 10;
 /// Zeros are left out of the tar's file in pieces of this many bytes, the block of most file systems.
 const HOLE_BYTES: usize = 4096;
 
@@ -31,25 +31,27 @@ pub struct IndexedLayer {
     pub entries: u64,
 }
 
-/// Decompresses a layer into `tar_out` and writes its index to `index_out`, in one pass.
+/// Decompresses a layer into `tar_out` and writes its index to `index_out`, in one pass; decompressing is done by another
+/// thread, which ends when `compressed` does.
 ///
 /// Both files must be empty, and open for writing. What is written to them must not be used before the caller compared
 /// `diff_id` with the image's. `progress` gets the bytes of the tar so far.
 ///
-/// Makes the system calls `read` (of `compressed`), `pwrite64` and `ftruncate`, those of the allocator, and once
-/// `getrandom`.
+/// Makes the system calls `read` (of `compressed`), `pwrite64` and `ftruncate`, `fcntl` to write the tar directly, those of
+/// the allocator and of a thread, and once `getrandom`.
 pub fn index_layer(
-    compressed: impl Read,
+    compressed: impl Read + Send + 'static,
     compression: Compression,
     tar_out: &File,
     index_out: &File,
     limits: &Limits,
     progress: impl FnMut(u64),
 ) -> Result<IndexedLayer, LayerError> {
-    index_into(compressed, compression, tar_out, index_out, limits, progress)
+    let pieces = Threaded::start(Decompressor::new(compressed, compression, limits)?)?;
+    index_pieces(pieces, DirectFile::new(tar_out), index_out, limits, progress)
 }
 
-/// The same for anything that can be written at offsets.
+/// The same for anything that can be written at offsets, and in one thread.
 pub fn index_into<T: WriteAt, I: WriteAt>(
     compressed: impl Read,
     compression: Compression,
@@ -58,8 +60,17 @@ pub fn index_into<T: WriteAt, I: WriteAt>(
     limits: &Limits,
     progress: impl FnMut(u64),
 ) -> Result<IndexedLayer, LayerError> {
-    let decompressor = Decompressor::new(compressed, compression, limits)?;
-    let mut reader = TarReader::new(Intake::new(decompressor, tar_out, limits, progress), limits);
+    index_pieces(Decompressor::new(compressed, compression, limits)?, tar_out, index_out, limits, progress)
+}
+
+fn index_pieces<T: WriteAt, I: WriteAt>(
+    pieces: impl Pieces,
+    tar_out: T,
+    index_out: I,
+    limits: &Limits,
+    progress: impl FnMut(u64),
+) -> Result<IndexedLayer, LayerError> {
+    let mut reader = TarReader::new(Intake::new(pieces, tar_out, limits, progress), limits);
     let mut tree = Tree::new(limits);
     let mut realigner = Realigner::new(FIRST_FREE_BYTE);
     let mut entries = 0;
@@ -95,25 +106,23 @@ fn map_sparse<I: TarInput>(
 }
 
 /// Takes the tar in: counts it against the limits, hashes it, writes it out, and holds one piece of it for the reader.
-struct Intake<R: Read, T, P> {
-    decompressor: Decompressor<R>,
+struct Intake<S, T, P> {
+    pieces: S,
     tar: T,
     limits: Limits,
     progress: P,
     hash: Sha256,
-    buffer: Box<[u8]>,
-    /// The part of the buffer that nobody has consumed.
-    start: usize,
-    end: usize,
+    piece: Option<Piece>,
+    /// The part of the piece that somebody has consumed.
+    consumed: usize,
     /// Bytes of the tar so far.
     bytes: u64,
 }
 
-impl<R: Read, T: WriteAt, P: FnMut(u64)> Intake<R, T, P> {
-    fn new(decompressor: Decompressor<R>, tar: T, limits: &Limits, progress: P) -> Self {
-        let buffer = vec![0; PIECE_BYTES].into();
+impl<S: Pieces, T: WriteAt, P: FnMut(u64)> Intake<S, T, P> {
+    fn new(pieces: S, tar: T, limits: &Limits, progress: P) -> Self {
         let hash = Sha256::new();
-        Intake { decompressor, tar, limits: *limits, progress, hash, buffer, start: 0, end: 0, bytes: 0 }
+        Intake { pieces, tar, limits: *limits, progress, hash, piece: None, consumed: 0, bytes: 0 }
     }
 
     /// Ends the tar's file at a whole block. Returns the digest and the number of bytes that went into it.
@@ -122,34 +131,36 @@ impl<R: Read, T: WriteAt, P: FnMut(u64)> Intake<R, T, P> {
         Ok((self.hash.finalize().into(), self.bytes))
     }
 
-    /// Fills the buffer as far as there is data, so that writes are large and aligned.
     fn refill(&mut self) -> Result<(), LayerError> {
-        (self.start, self.end) = (0, 0);
-        while let Some(room) = self.buffer.get_mut(self.end..).filter(|room| !room.is_empty()) {
-            match self.decompressor.read(room)? {
-                0 => break,
-                count => self.end += count,
-            }
-        }
-        if self.end == 0 {
+        // Once it has ended, it ends for ever: the piece that says so stays.
+        if self.piece.as_ref().is_some_and(|piece| piece.bytes().is_empty()) {
             return Ok(());
         }
-        let piece = self.buffer.get(..self.end).unwrap_or_default();
-        let total = self.bytes + piece.len() as u64;
-        self.check_size(total)?;
-        self.hash.update(piece);
-        write_sparsely(&self.tar, piece, self.bytes)?;
-        self.bytes = total;
-        (self.progress)(total);
+        self.consumed = 0;
+        let piece = self.pieces.next(self.piece.take())?;
+        let bytes = piece.bytes();
+        if !bytes.is_empty() {
+            let total = self.bytes + bytes.len() as u64;
+            self.check_size(total, piece.compressed)?;
+            self.hash.update(bytes);
+            write_sparsely(&self.tar, bytes, self.bytes)?;
+            self.bytes = total;
+            (self.progress)(total);
+        }
+        self.piece = Some(piece);
         Ok(())
     }
 
-    fn check_size(&self, total: u64) -> Result<(), LayerError> {
+    fn left(&self) -> &[u8] {
+        let bytes = self.piece.as_ref().map_or(&[][..], Piece::bytes);
+        bytes.get(self.consumed..).unwrap_or_default()
+    }
+
+    fn check_size(&self, total: u64, compressed: u64) -> Result<(), LayerError> {
         let limits = &self.limits;
         if total > limits.tar_bytes {
             return Err(LayerError::layer_limit(TAR_LIMIT, limits.tar_bytes, "bytes"));
         }
-        let compressed = self.decompressor.compressed_bytes();
         if total > limits.ratio_floor_bytes && total / limits.ratio.max(1) > compressed {
             return Err(LayerError::layer_limit(
                 "compression",
@@ -161,16 +172,16 @@ impl<R: Read, T: WriteAt, P: FnMut(u64)> Intake<R, T, P> {
     }
 }
 
-impl<R: Read, T: WriteAt, P: FnMut(u64)> TarInput for Intake<R, T, P> {
+impl<S: Pieces, T: WriteAt, P: FnMut(u64)> TarInput for Intake<S, T, P> {
     fn fill(&mut self) -> Result<&[u8], LayerError> {
-        if self.start == self.end {
+        if self.left().is_empty() {
             self.refill()?;
         }
-        Ok(self.buffer.get(self.start..self.end).unwrap_or_default())
+        Ok(self.left())
     }
 
     fn consume(&mut self, count: usize) {
-        self.start = (self.start + count).min(self.end);
+        self.consumed = self.consumed.saturating_add(count);
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! compressed bytes → decompress → intake (count, hash, write) → tar → tree → erofs → index
+//! └───── a thread of its own ───┘
 //! ```
 //!
 //! [`index_layer`] runs this once over the stream. It opens nothing, needs no network and no privilege: it reads a
@@ -10,18 +11,20 @@
 //! The other side is `nacre_layer_check`: what whoever mounts the index looks at first, without believing the writer.
 
 mod decompress;
+mod direct;
 mod erofs;
 mod error;
 mod indexer;
 mod limits;
 mod output;
 mod path;
+mod pieces;
 mod sparse;
 mod tar;
 mod tree;
 mod xattr;
 
-pub use decompress::Compression;
+pub use decompress::{Compression, Decompressor};
 pub use error::{EntryName, EntryProblem, HeaderProblem, LayerError};
 pub use indexer::{IndexedLayer, TAR_LIMIT, index_into, index_layer};
 pub use limits::Limits;
