@@ -215,7 +215,7 @@ impl Agent {
         };
         self.mount_storages(&mounted, Some(id)).await?;
         let rootfs = match &image {
-            Some(image) => self.mount_layers(image).await?,
+            Some(image) => self.mount_layers(id, image).await?,
             None => guest_rootfs(spec)?,
         };
         let defaults = image.as_ref().map(|image| image_defaults(image.config()));
@@ -257,8 +257,14 @@ impl Agent {
         self.image(reference).await
     }
 
-    async fn mount_layers(&self, image: &VerifiedImage) -> Result<Rootfs, RpcError> {
+    async fn mount_layers(&self, id: &str, image: &VerifiedImage) -> Result<Rootfs, RpcError> {
         let _turn = self.mounting.lock().await;
+        // First, so that nobody collects them, whatever becomes of this agent.
+        self.change(|kept| {
+            if let Some(container) = kept.containers.get_mut(id) {
+                (container.image, container.layers) = (Some(image.described().manifest), image.layers());
+            }
+        })?;
         self.apply(image.steps()).await?;
         Ok(image.rootfs())
     }

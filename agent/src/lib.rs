@@ -7,7 +7,7 @@
 //! | [`server`] | ttrpc: connections, frames, limits, deadlines |
 //! | [`rpc`] | one function a method of the API |
 //! | [`plan`] | pure: OCI configurations as the wire has them, for `nacre-plan` to judge |
-//! | [`agent`], [`container`], [`process`], [`storage`], [`pulls`] | what the sandbox is |
+//! | [`agent`], [`container`], [`process`], [`storage`], [`pulls`], [`store`] | what the sandbox is |
 //! | [`verified`] | what the puller says, as an image that can be mounted |
 //! | [`state`] | what of it outlives an agent |
 //! | [`init`] | the edge to PID 1 |
@@ -26,6 +26,7 @@ pub mod rpc;
 pub mod server;
 pub mod state;
 pub mod storage;
+pub mod store;
 pub mod verified;
 
 pub use error::{AgentError, RpcError};

@@ -12,8 +12,8 @@ use crate::state::Kept;
 use crate::verified::VerifiedImage;
 use nacre_protocols::agent_init::{FailureKind, PullerEnd, PullerProcess, ReplyBody, RequestBody};
 use nacre_protocols::agent_puller::{
-    FRAME_MAX, LAYERS_MAX, PULLS_MAX, Platform, Pull as Order, PullFailure, PullFailureKind, REFERENCE_MAX,
-    Reply, Request,
+    FRAME_MAX, LAYERS_MAX, LayerStage, PULLS_MAX, Platform, Pull as Order, PullFailure, PullFailureKind,
+    REFERENCE_MAX, Reply, Request,
 };
 use nacre_protocols::frame;
 use nacre_protocols::host_agent::ttrpc::Code;
@@ -24,10 +24,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 /// How long the puller is kept when it has nothing to do.
 const LINGER: Duration = Duration::from_secs(2);
@@ -54,7 +54,11 @@ pub struct Pull {
     /// It is held to a policy.
     judged: bool,
     pub progress: watch::Sender<Progress>,
+    /// Who decides what becomes of it when the puller is done with it.
+    outcome: RefCell<Option<oneshot::Sender<Outcome>>>,
 }
+
+type Outcome = Result<VerifiedImage, PullFailure>;
 
 /// What is known of a pull.
 #[derive(Debug, Clone, Default)]
@@ -63,7 +67,34 @@ pub struct Progress {
     pub version: u64,
     /// Lowest first; empty until the manifest is verified.
     pub layers: Vec<Layer>,
-    pub end: Option<Result<VerifiedImage, PullFailure>>,
+    pub end: Option<Outcome>,
+    pub speed: Speed,
+}
+
+/// How fast bytes come.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Speed {
+    since: Option<(Instant, u64)>,
+    /// Of late.
+    pub bytes_per_second: u64,
+}
+
+impl Speed {
+    /// Averaged over at least this.
+    const INTERVAL: Duration = Duration::from_millis(500);
+
+    fn update(&mut self, bytes: u64) {
+        let now = Instant::now();
+        match self.since {
+            Some((since, before)) if now - since >= Self::INTERVAL => {
+                let milliseconds = u64::try_from((now - since).as_millis()).unwrap_or(u64::MAX).max(1);
+                self.bytes_per_second = bytes.saturating_sub(before).saturating_mul(1000) / milliseconds;
+                self.since = Some((now, bytes));
+            }
+            Some(_) => {}
+            None => self.since = Some((now, bytes)),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -73,6 +104,7 @@ pub struct Layer {
     pub fetched: u64,
     pub done: bool,
     pub present: bool,
+    pub stage: LayerStage,
 }
 
 /// The connection to a running puller.
@@ -80,6 +112,8 @@ struct Puller {
     socket: AsyncFd<OwnedFd>,
     /// By the number on the edge.
     active: RefCell<BTreeMap<u32, Rc<Pull>>>,
+    /// What else it was asked, by number.
+    asked: RefCell<BTreeMap<u32, mpsc::UnboundedSender<Reply>>>,
     end: watch::Sender<Option<PullerEnd>>,
 }
 
@@ -125,6 +159,12 @@ impl Pulls {
         is_current
     }
 
+    fn number(&self) -> u32 {
+        let number = self.next.get();
+        self.next.set(number.wrapping_add(1));
+        number
+    }
+
     fn add(&self, id: String, reference: &str, judged: bool) -> Result<Rc<Pull>, RpcError> {
         if reference.is_empty() || reference.len() > REFERENCE_MAX {
             return Err(RpcError::invalid(format!("a reference has 1 to {REFERENCE_MAX} bytes")));
@@ -140,10 +180,11 @@ impl Pulls {
                 pulls.remove(&id);
             }
         }
-        let number = self.next.get();
-        self.next.set(number.wrapping_add(1));
+        let number = self.number();
         let (progress, _) = watch::channel(Progress::default());
-        let pull = Pull { id: id.clone(), number, reference: reference.to_owned(), judged, progress };
+        let outcome = RefCell::default();
+        let reference = reference.to_owned();
+        let pull = Pull { id: id.clone(), number, reference, judged, progress, outcome };
         let pull = Rc::new(pull);
         pulls.insert(id, Rc::clone(&pull));
         Ok(pull)
@@ -226,10 +267,16 @@ impl Agent {
     }
 
     async fn run_pull(self: Rc<Self>, pull: &Rc<Pull>, order: Order) {
-        let begun = self.begin_pull(pull, order).await;
-        if let Err(failure) = begun {
-            pull.ended(Err(failure));
+        let mut outcome = self.one_pull(pull, &order).await;
+        if let Err(failure) = &outcome
+            && matches!(failure.kind, PullFailureKind::DiskFull | PullFailureKind::Quota)
+            && !pull.has_ended()
+            // Room that nobody needs any more.
+            && self.collect(Vec::new()).await.is_ok_and(|collected| collected.bytes > 0)
+        {
+            outcome = self.one_pull(pull, &order).await;
         }
+        pull.ended(outcome);
         match pull.end().await {
             Ok(image) => {
                 let remembered = self.change(|kept| kept.remember_image(&pull.reference, image));
@@ -241,16 +288,50 @@ impl Agent {
         }
     }
 
-    async fn begin_pull(self: &Rc<Self>, pull: &Rc<Pull>, order: Order) -> Result<(), PullFailure> {
+    async fn one_pull(self: &Rc<Self>, pull: &Rc<Pull>, order: &Order) -> Outcome {
         let puller = self.connect_puller().await?;
+        let given_up = || failed(PullFailureKind::Cancelled, "the pull was given up");
         if pull.has_ended() {
-            return Ok(());
+            return Err(given_up());
         }
+        let (sender, outcome) = oneshot::channel();
+        pull.outcome.replace(Some(sender));
         puller.active.borrow_mut().insert(pull.number, Rc::clone(pull));
-        puller.send(&Request::Pull { id: pull.number, pull: Box::new(order) }).await.map_err(|error| {
+        let request = Request::Pull { id: pull.number, pull: Box::new(order.clone()) };
+        if let Err(error) = puller.send(&request).await {
             puller.active.borrow_mut().remove(&pull.number);
-            failed(PullFailureKind::Internal, format!("asking the puller: {error}"))
-        })
+            return Err(failed(PullFailureKind::Internal, format!("asking the puller: {error}")));
+        }
+        outcome.await.unwrap_or_else(|_| Err(given_up()))
+    }
+
+    /// Asks the puller something that is answered at once: hands each answer to `take` until it says that it was the last.
+    pub async fn ask_puller(
+        self: &Rc<Self>,
+        request: impl FnOnce(u32) -> Request,
+        mut take: impl FnMut(Reply) -> bool,
+    ) -> Result<(), PullFailure> {
+        let puller = self.connect_puller().await?;
+        let number = self.pulls.number();
+        let (sender, mut answers) = mpsc::unbounded_channel();
+        puller.asked.borrow_mut().insert(number, sender);
+        let sent = puller.send(&request(number)).await;
+        let outcome = loop {
+            if let Err(error) = &sent {
+                break Err(failed(PullFailureKind::Internal, format!("asking the puller: {error}")));
+            }
+            match answers.recv().await {
+                Some(Reply::Failed { failure, .. }) => break Err(failure),
+                Some(reply) => {
+                    if take(reply) {
+                        break Ok(());
+                    }
+                }
+                None => break Err(failed(PullFailureKind::Internal, "the puller ended")),
+            }
+        };
+        puller.asked.borrow_mut().remove(&number);
+        outcome
     }
 
     async fn connect_puller(self: &Rc<Self>) -> Result<Rc<Puller>, PullFailure> {
@@ -309,7 +390,15 @@ impl Pull {
         end.unwrap_or_else(|| Err(failed(PullFailureKind::Internal, "the pull was forgotten")))
     }
 
-    fn ended(&self, end: Result<VerifiedImage, PullFailure>) {
+    /// The puller is done with it.
+    fn settled(&self, outcome: Outcome) {
+        if let Some(sender) = self.outcome.take() {
+            // Nobody there: it was given up.
+            let _ = sender.send(outcome);
+        }
+    }
+
+    fn ended(&self, end: Outcome) {
         self.change(|progress| {
             progress.end.get_or_insert(end);
         });
@@ -326,7 +415,12 @@ impl Pull {
 impl Puller {
     fn new(socket: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
-        Ok(Self { socket: crate::watch(socket)?, active: RefCell::default(), end: watch::channel(None).0 })
+        Ok(Self {
+            socket: crate::watch(socket)?,
+            active: RefCell::default(),
+            asked: RefCell::default(),
+            end: watch::channel(None).0,
+        })
     }
 
     async fn send(&self, request: &Request) -> io::Result<()> {
@@ -334,18 +428,22 @@ impl Puller {
         self.socket.async_io(Interest::WRITABLE, |socket| seqpacket::send(socket, &bytes, &[])).await
     }
 
+    fn is_idle(&self) -> bool {
+        self.active.borrow().is_empty() && self.asked.borrow().is_empty()
+    }
+
     /// Hears the puller until it is gone (false) or was idle for [`LINGER`] (true).
     async fn listen(&self) -> bool {
         let mut buffer = vec![0; FRAME_MAX];
         let mut end = self.end.subscribe();
         loop {
-            let is_idle = self.active.borrow().is_empty();
+            let is_idle = self.is_idle();
             let received = tokio::select! {
                 received = self.receive(&mut buffer) => received,
                 _ = end.wait_for(Option::is_some) => None,
                 () = tokio::time::sleep(LINGER), if is_idle => {
                     // A pull may have come at this very moment.
-                    if self.active.borrow().is_empty() { return true }
+                    if self.is_idle() { return true }
                     continue;
                 }
             };
@@ -361,8 +459,9 @@ impl Puller {
         let mut end = self.end.subscribe();
         let told = tokio::time::timeout(END_PATIENCE, end.wait_for(Option::is_some)).await;
         let end = told.ok().and_then(Result::ok).and_then(|end| *end);
+        self.asked.borrow_mut().clear();
         for pull in std::mem::take(&mut *self.active.borrow_mut()).into_values() {
-            pull.ended(Err(puller_died(end)));
+            pull.settled(Err(puller_died(end)));
         }
     }
 
@@ -392,6 +491,11 @@ impl Puller {
             | Reply::Contents { id, .. }
             | Reply::Collected { id, .. } => *id,
         };
+        if let Some(asked) = self.asked.borrow().get(&id) {
+            // Images of one store, at most: bounded by its disk.
+            let _ = asked.send(reply);
+            return;
+        }
         let Some(pull) = self.active.borrow().get(&id).cloned() else { return };
         match reply {
             Reply::Layers { layers, .. } => pull.change(|progress| {
@@ -403,6 +507,7 @@ impl Puller {
                         fetched: 0,
                         done: layer.present,
                         present: layer.present,
+                        stage: LayerStage::Waiting,
                     })
                     .collect();
             }),
@@ -413,6 +518,8 @@ impl Puller {
                     if let Some(layer) = progress.layers.get_mut(usize::from(index)) {
                         layer.fetched = fetched;
                     }
+                    let sum = progress.layers.iter().map(|layer| layer.fetched).sum();
+                    progress.speed.update(sum);
                 });
             }
             Reply::LayerDone { index, .. } => pull.change(|progress| {
@@ -422,11 +529,11 @@ impl Puller {
             }),
             Reply::Done { image, .. } => {
                 self.active.borrow_mut().remove(&id);
-                pull.ended(VerifiedImage::new(*image, pull.judged));
+                pull.settled(VerifiedImage::new(*image, pull.judged));
             }
             Reply::Failed { failure, .. } => {
                 self.active.borrow_mut().remove(&id);
-                pull.ended(Err(failure));
+                pull.settled(Err(failure));
             }
         }
     }
@@ -460,7 +567,7 @@ fn failed(kind: PullFailureKind, message: impl Into<String>) -> PullFailure {
     PullFailure { kind, message: message.into() }
 }
 
-fn code(kind: PullFailureKind) -> Code {
+pub fn code(kind: PullFailureKind) -> Code {
     match kind {
         PullFailureKind::Reference | PullFailureKind::Platform => Code::InvalidArgument,
         PullFailureKind::NameResolution | PullFailureKind::Connect | PullFailureKind::Stalled => {

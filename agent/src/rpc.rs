@@ -112,6 +112,8 @@ fn nacre_route(method: &str) -> Option<Route> {
         "StartPull" => to_the_end(LARGE, nacre::start_pull),
         "WatchPull" => until_deadline(nacre::watch_pull),
         "CancelPull" => to_the_end(SMALL, nacre::cancel_pull),
+        "ListImages" => to_the_end(SMALL, nacre::list_images),
+        "CollectImages" => to_the_end(SMALL, nacre::collect_images),
         "GetReport" => to_the_end(SMALL, nacre::report),
         _ => return None,
     })

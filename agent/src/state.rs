@@ -14,6 +14,7 @@ use crate::verified::VerifiedImage;
 use nacre_protocols::agent_init::STATE_BYTES;
 use nacre_protocols::frame;
 use nacre_protocols::init_launcher::Seccomp;
+use nacre_protocols::names::Sha256;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -71,6 +72,9 @@ pub struct KeptContainer {
     pub mounts: Vec<String>,
     /// Its first process was waited for.
     pub waited: bool,
+    /// Manifest of the image that it was made of, and its layers: they stay in the store.
+    pub image: Option<Sha256>,
+    pub layers: Vec<Sha256>,
 }
 
 impl Kept {

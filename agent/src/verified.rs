@@ -7,6 +7,7 @@ use nacre_protocols::agent_puller::{
     ImageConfig, LAYERS_MAX, PullFailure, PullFailureKind, PulledImage, Verdict,
 };
 use nacre_protocols::init_launcher::{Rootfs, StorageStep};
+use nacre_protocols::names::Sha256;
 use serde::{Deserialize, Serialize};
 
 /// What may be mounted. Kept over an agent's death in the agent's own memory.
@@ -45,21 +46,25 @@ impl VerifiedImage {
         &self.0.process
     }
 
+    /// Lowest first.
+    pub fn layers(&self) -> Vec<Sha256> {
+        self.0.layers.iter().map(|layer| layer.diff_id).collect()
+    }
+
     /// What mounts its layers.
     pub fn steps(&self) -> Vec<StorageStep> {
-        self.0.layers.iter().map(|layer| StorageStep::Layer { diff_id: layer.diff_id }).collect()
+        self.layers().into_iter().map(|diff_id| StorageStep::Layer { diff_id }).collect()
     }
 
     /// The root that they make.
     pub fn rootfs(&self) -> Rootfs {
-        Rootfs::Layers(self.0.layers.iter().map(|layer| layer.diff_id).collect())
+        Rootfs::Layers(self.layers())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nacre_protocols::names::Sha256;
 
     fn image(verdict: Verdict) -> PulledImage {
         PulledImage {

@@ -139,7 +139,7 @@ fn a_pull_is_cancelled_on_request() {
     let failure = loop {
         match puller.receive() {
             Some(Answer::Failed { id: 7, failure }) => break failure,
-            Some(Answer::Stage { .. } | Answer::Progress { .. }) => {}
+            Some(Answer::Stage { id: 7, .. } | Answer::Progress { id: 7, .. }) => {}
             other => panic!("{other:?}"),
         }
     };

@@ -120,8 +120,15 @@ pub fn listen() -> Result<OwnedFd, InitError> {
         .map_err(InitError::io("listening on the agent's vsock port"))
 }
 
-/// Ends the VM. Without ACPI that is a reboot, which the VMM takes as the end. Nothing is synced: what the scratch
-/// disk holds can be fetched again, and is verified when it is.
+/// A name that no other boot has, in hex: so that what was checked in an earlier one is not taken for checked.
+pub fn name() -> Result<String, rustix::io::Errno> {
+    let mut bytes = [0u8; 16];
+    rustix::rand::getrandom(bytes.as_mut_slice(), rustix::rand::GetRandomFlags::INSECURE)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Ends the VM. Without ACPI that is a reboot, which the VMM takes as the end. Nothing is synced: what a scratch disk holds
+/// that goes with its sandbox can be fetched again.
 pub fn power_off() -> ! {
     let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
     // Not PID 1 of a VM, or no right to reboot: there is nothing left to serve.

@@ -8,12 +8,16 @@ const CMDLINE_MAX: usize = 2048;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Cmdline {
     pub scratch: ScratchChoice,
+    /// `nacre.store_quota=BYTES`: most that image layers may take; without it, what the disk has.
+    pub store_quota: Option<u64>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum ScratchChoice {
     /// `nacre.scratch=/dev/vdb`
     Disk(String),
+    /// `nacre.scratch=kept:/dev/vdb`: one that outlives the sandbox.
+    Kept(String),
     /// `nacre.scratch=tmpfs` or `nacre.scratch=tmpfs:BYTES`; half of the memory without a size, and the default.
     Tmpfs(Option<u64>),
 }
@@ -24,16 +28,21 @@ pub fn read() -> Result<Cmdline, InitError> {
 }
 
 fn parse(text: &[u8]) -> Cmdline {
-    let mut scratch = ScratchChoice::Tmpfs(None);
+    let (mut scratch, mut store_quota) = (ScratchChoice::Tmpfs(None), None);
     for word in text.split(u8::is_ascii_whitespace).filter_map(|word| std::str::from_utf8(word).ok()) {
         if let Some(value) = word.strip_prefix("nacre.scratch=") {
-            scratch = match value.strip_prefix("tmpfs") {
-                Some(size) => ScratchChoice::Tmpfs(size.strip_prefix(':').and_then(|size| size.parse().ok())),
-                None => ScratchChoice::Disk(value.to_owned()),
+            scratch = match (value.strip_prefix("tmpfs"), value.strip_prefix("kept:")) {
+                (Some(size), _) => {
+                    ScratchChoice::Tmpfs(size.strip_prefix(':').and_then(|size| size.parse().ok()))
+                }
+                (None, Some(device)) => ScratchChoice::Kept(device.to_owned()),
+                (None, None) => ScratchChoice::Disk(value.to_owned()),
             };
+        } else if let Some(value) = word.strip_prefix("nacre.store_quota=") {
+            store_quota = value.parse().ok();
         }
     }
-    Cmdline { scratch }
+    Cmdline { scratch, store_quota }
 }
 
 #[cfg(test)]
@@ -49,7 +58,10 @@ mod tests {
             ("x nacre.scratch=tmpfs:1048576", ScratchChoice::Tmpfs(Some(1_048_576))),
             ("nacre.scratch=tmpfs:much", ScratchChoice::Tmpfs(None)),
         ] {
-            assert_eq!(parse(text.as_bytes()), Cmdline { scratch }, "{text:?}");
+            assert_eq!(parse(text.as_bytes()), Cmdline { scratch, store_quota: None }, "{text:?}");
         }
+        let both = parse(b"nacre.store_quota=1000 nacre.scratch=kept:/dev/vdb");
+        let scratch = ScratchChoice::Kept("/dev/vdb".to_owned());
+        assert_eq!(both, Cmdline { scratch, store_quota: Some(1000) });
     }
 }

@@ -130,9 +130,9 @@ impl Init {
             Puller { fetcher: None, indexer: Some(indexer), out_of_memory_kills, end: None, waiting: None };
         self.puller = Some(new);
         let cgroup = self.cgroups.fetcher.try_clone();
+        let plan = fetcher_plan(&self.store);
         let inherited = [fetcher_end.as_fd(), fetcher_inner.as_fd()];
-        let started =
-            cgroup.and_then(|cgroup| self.start_helper("fetcher", &fetcher_plan(), &cgroup, &inherited));
+        let started = cgroup.and_then(|cgroup| self.start_helper("fetcher", &plan, &cgroup, &inherited));
         match (started, self.puller.as_mut()) {
             (Ok(fetcher), Some(puller)) => puller.fetcher = Some(fetcher),
             // Its peer is gone, so the indexer goes, too.
@@ -166,7 +166,16 @@ impl Init {
     }
 }
 
-pub fn fetcher_plan() -> Plan {
+/// What the fetcher is told of its store.
+#[derive(Debug, Default)]
+pub struct StoreOptions {
+    /// The name of this boot, if the disk outlives it.
+    pub boot: Option<String>,
+    /// Most bytes of all layers.
+    pub quota: Option<u64>,
+}
+
+pub fn fetcher_plan(options: &StoreOptions) -> Plan {
     let store = Mount {
         destination: names::STORE_MOUNT.to_owned(),
         kind: MountKind::Bind { source: names::STORE_DIR.to_owned(), recursive: false },
@@ -185,7 +194,9 @@ pub fn fetcher_plan() -> Plan {
         },
         propagation: None,
     };
-    let args = ["/nacre-puller"].map(str::to_owned).to_vec();
+    let boot = options.boot.as_ref().map(|name| format!("boot={name}"));
+    let quota = options.quota.map(|bytes| format!("quota={bytes}"));
+    let args = [Some("/nacre-puller".to_owned()), boot, quota].into_iter().flatten().collect();
     // The agent's socket and the indexer's.
     helper("fetcher", vec![store, resolver], args, names::FETCHER_UID, false, 2)
 }

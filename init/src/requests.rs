@@ -3,9 +3,9 @@
 use crate::agent::{Phase, failure};
 use crate::cgroup::Cgroup;
 use crate::launch::{Grant, Purpose, launch};
+use crate::report;
 use crate::serve::Init;
 use crate::table::{CONTAINERS_MAX, Container, EXECS_MAX, Process, Removal, State, Stdio};
-use crate::{boot, report};
 use nacre_protocols::agent_init::{
     Failure, FailureKind, PidNamespace, ProcessRef, ReplyBody, Request, RequestBody, VERSION, Welcome,
 };
@@ -94,7 +94,7 @@ impl Init {
             (RequestBody::SetHostname { name }, _) => set_hostname(&name),
             (RequestBody::SetClock { seconds, microseconds }, _) => set_clock(seconds, microseconds),
             (RequestBody::Report, _) => Ok(Some(ReplyBody::Report(self.report()))),
-            (RequestBody::PowerOff, _) => boot::power_off(),
+            (RequestBody::PowerOff, _) => self.power_off(),
             // Answered by the caller, or refused by it for want of a plan.
             (
                 RequestBody::Held { .. }

@@ -6,7 +6,7 @@ use crate::cgroup::Hierarchy;
 use crate::cmdline::{Cmdline, ScratchChoice};
 use crate::console::say;
 use crate::launch::{Grant, Launch, Purpose, launch};
-use crate::puller::Puller;
+use crate::puller::{Puller, StoreOptions};
 use crate::table::Container;
 use crate::{InitError, boot};
 use nacre_protocols::agent_init::{FRAME_MAX, OUTSTANDING_MAX, Request, STATE_BYTES, Scratch};
@@ -38,6 +38,7 @@ pub struct Init {
     pub(crate) containers: BTreeMap<String, Container>,
     pub(crate) launches: BTreeMap<u64, Launch>,
     pub(crate) puller: Option<Puller>,
+    pub(crate) store: StoreOptions,
     pub(crate) agent: Option<Agent>,
     pub(crate) null: OwnedFd,
     agent_state: OwnedFd,
@@ -64,6 +65,7 @@ impl Init {
             containers: BTreeMap::new(),
             launches: BTreeMap::new(),
             puller: None,
+            store: StoreOptions::default(),
             agent: None,
             null: null.map_err(InitError::io("opening /dev/null"))?.into(),
             agent_state: memfd::fixed("agent-state", STATE_BYTES)
@@ -80,7 +82,8 @@ impl Init {
     pub fn mount_scratch(&mut self, cmdline: &Cmdline) -> Result<(), InitError> {
         let scratch_error = |message: String| InitError::Scratch { message };
         let step = match &cmdline.scratch {
-            ScratchChoice::Disk(device) => StorageStep::ScratchDisk { device: device.clone() },
+            ScratchChoice::Disk(device) => StorageStep::ScratchDisk { device: device.clone(), kept: false },
+            ScratchChoice::Kept(device) => StorageStep::ScratchDisk { device: device.clone(), kept: true },
             ScratchChoice::Tmpfs(bytes) => {
                 let half = rustix::system::sysinfo().totalram / 2;
                 StorageStep::ScratchTmpfs { bytes: bytes.unwrap_or(half) }
@@ -103,9 +106,13 @@ impl Init {
             .map_err(InitError::system("measuring the scratch space"))?;
         let bytes = space.f_blocks.saturating_mul(space.f_frsize);
         self.scratch = match cmdline.scratch {
-            ScratchChoice::Disk(_) => Scratch::Disk { bytes },
+            ScratchChoice::Disk(_) | ScratchChoice::Kept(_) => Scratch::Disk { bytes },
             ScratchChoice::Tmpfs(_) => Scratch::Tmpfs { bytes },
         };
+        self.store.quota = cmdline.store_quota;
+        if matches!(cmdline.scratch, ScratchChoice::Kept(_)) {
+            self.store.boot = Some(boot::name().map_err(InitError::system("naming this boot"))?);
+        }
         if matches!(self.scratch, Scratch::Tmpfs { .. }) {
             self.cgroups.lift_puller_limit();
         }
@@ -148,10 +155,19 @@ impl Init {
         }
     }
 
+    /// Ends the VM. What is on a kept disk is for a later one: the journal would bring it back in order, and this makes it all
+    /// that was written.
+    pub(crate) fn power_off(&self) -> ! {
+        if self.store.boot.is_some() {
+            rustix::fs::sync();
+        }
+        boot::power_off()
+    }
+
     fn signals(&mut self) -> Result<(), InitError> {
         while let Ok(Some(signal)) = signals::next(self.signals.as_fd()) {
             if signal != signals::SIGCHLD {
-                boot::power_off();
+                self.power_off();
             }
         }
         while let Some(ended) = nacre_sys::process::reap().map_err(InitError::io("reaping"))? {

@@ -191,7 +191,7 @@ impl Drop for Disk {
 fn a_scratch_disk_is_formatted_mounted_and_known_again() {
     let Some(guest) = Guest::new() else { return };
     let disk = Disk::new(64 << 20);
-    let steps = || vec![StorageStep::ScratchDisk { device: "/dev/vdb".to_owned() }];
+    let steps = || vec![StorageStep::ScratchDisk { device: "/dev/vdb".to_owned(), kept: false }];
     guest.storage(steps()).unwrap();
     let (kind, options) = mounted(SCRATCH_DIR).unwrap();
     assert_eq!(kind, "ext4");
@@ -293,7 +293,7 @@ fn pages_of_a_layer_are_not_cached_twice_and_its_loop_devices_go_with_it() {
     let Some(guest) = Guest::new() else { return };
     // On a disk: a tmpfs has no direct I/O to offer.
     let disk = Disk::new(64 << 20);
-    guest.storage(vec![StorageStep::ScratchDisk { device: "/dev/vdb".to_owned() }]).unwrap();
+    guest.storage(vec![StorageStep::ScratchDisk { device: "/dev/vdb".to_owned(), kept: false }]).unwrap();
     for device in 0..64 {
         let name = format!("/run/dev-upper/loop{device}");
         if Path::new(&name).exists() {

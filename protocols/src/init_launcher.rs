@@ -309,12 +309,15 @@ pub struct Seccomp {
 /// One change of init's own mount tree. Steps are applied in order; the first failure ends the plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StorageStep {
-    /// Format (unless it carries our label) and mount the scratch disk at [`crate::names::SCRATCH_DIR`].
-    ScratchDisk { device: String },
+    /// Mount the scratch disk at [`crate::names::SCRATCH_DIR`], after formatting it, unless it carries our label. A *kept*
+    /// disk is formatted only when it is blank; anything else that is not a whole file system of ours is an error.
+    ScratchDisk { device: String, kept: bool },
     /// Mount a tmpfs there instead. Size in bytes.
     ScratchTmpfs { bytes: u64 },
     /// Mount a layer of the store at [`crate::names::LAYERS_DIR`]`/<diff_id>`; nothing to do if it is mounted.
     Layer { diff_id: Sha256 },
+    /// Unmount every layer but these. Containers that use one have it still.
+    ReleaseLayers { keep: Vec<Sha256> },
     /// A virtio-fs share, mounted at a directory beneath [`crate::names::KATA_RUN_DIR`], no device nodes.
     VirtioFs { tag: String, mount_point: String, read_only: bool },
     /// A tmpfs beneath [`crate::names::KATA_RUN_DIR`].

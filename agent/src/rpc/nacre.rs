@@ -5,19 +5,22 @@ use crate::error::RpcError;
 use crate::pulls::{Layer, Progress, native_platform};
 use nacre_protocols::agent_init::{ReplyBody, RequestBody};
 use nacre_protocols::agent_puller::{
-    CLIENT_CERTIFICATES_MAX, ClientCertificate, Credentials, FRAME_MAX, HostAlias, MIRRORS_MAX, Mirror,
-    POLICY_MAX, Platform, Proxy, Pull as Order, PullFailure, PullFailureKind, PulledImage, Verdict,
+    CLIENT_CERTIFICATES_MAX, ClientCertificate, Credentials, FRAME_MAX, HostAlias, LayerStage, MIRRORS_MAX,
+    Mirror, POLICY_MAX, Platform, Proxy, Pull as Order, PullFailure, PullFailureKind, PulledImage,
+    REFERENCE_MAX, StoreCollected, Verdict,
 };
 use nacre_protocols::frame;
 use nacre_protocols::host_agent::nacre::{
-    self as wire, BootStage, CancelPullRequest, Failure, Image, ImageLayer, LayerState, ProcessMemory,
-    PullState, Report, ReportRequest, StartPullRequest, WatchPullRequest, failure, pull_state::Stage,
-    sandbox,
+    self as wire, BootStage, CancelPullRequest, CollectImagesRequest, Collected, Failure, Image, ImageLayer,
+    ImageList, LayerState, ListImagesRequest, ProcessMemory, PullState, Report, ReportRequest,
+    StartPullRequest, StoredImage, WatchPullRequest, failure, layer_state, pull_state::Stage, sandbox,
 };
 use nacre_protocols::names::{Sha256, is_valid_id};
 
 /// Longest list of registries, certificates or aliases, in entries.
 const LIST_MAX: usize = 64;
+/// Most references that one request lets go.
+const FORGET_MAX: usize = 16;
 /// Longest name or word, and longest secret, in bytes.
 const WORD_MAX: usize = 256;
 const SECRET_MAX: usize = 16 * 1024;
@@ -27,6 +30,8 @@ const FRAME_RESERVE: usize = 64;
 method!(start_pull, sandbox::StartPull, start);
 method!(watch_pull, sandbox::WatchPull, watch);
 method!(cancel_pull, sandbox::CancelPull, cancel);
+method!(list_images, sandbox::ListImages, list);
+method!(collect_images, sandbox::CollectImages, collect);
 method!(report, sandbox::GetReport, get_report);
 
 async fn start(context: Context, request: StartPullRequest) -> Result<PullState, RpcError> {
@@ -57,6 +62,31 @@ async fn cancel(context: Context, request: CancelPullRequest) -> Result<PullStat
     }
     let progress = pull.progress.borrow();
     Ok(state(&progress))
+}
+
+async fn list(context: Context, _: ListImagesRequest) -> Result<ImageList, RpcError> {
+    let store = context.agent.list_store().await?;
+    let image =
+        |(image, keep): &(PulledImage, bool)| StoredImage { image: Some(described(image)), keep: *keep };
+    let contents = store.contents;
+    Ok(ImageList {
+        images: store.images.iter().map(image).collect(),
+        layers: contents.layers,
+        used: contents.used,
+        quota: contents.quota.unwrap_or_default(),
+        free: contents.free,
+        total: contents.total,
+    })
+}
+
+async fn collect(context: Context, request: CollectImagesRequest) -> Result<Collected, RpcError> {
+    if request.forget.len() > FORGET_MAX || request.forget.iter().any(|name| name.len() > REFERENCE_MAX) {
+        let message =
+            format!("forget: more than {FORGET_MAX} references, or one of more than {REFERENCE_MAX} bytes");
+        return Err(RpcError::invalid(message));
+    }
+    let StoreCollected { images, layers, bytes } = context.agent.collect(request.forget).await?;
+    Ok(Collected { images, layers, bytes })
 }
 
 async fn get_report(context: Context, _: ReportRequest) -> Result<Report, RpcError> {
@@ -111,7 +141,7 @@ fn order(request: StartPullRequest) -> Result<Order, RpcError> {
         client_certificates: request.client_certificates.into_iter().map(client_certificate).collect(),
         proxy: Proxy { http: proxy.http, https: proxy.https, exceptions: proxy.exceptions },
         policy: request.policy,
-        keep: false,
+        keep: request.keep,
         aliases: request.aliases.into_iter().map(alias).collect::<Result<_, _>>()?,
     };
     if frame::encode(&order, FRAME_MAX - FRAME_RESERVE).is_err() {
@@ -181,16 +211,25 @@ fn state(progress: &Progress) -> PullState {
         layers: progress.layers.iter().map(layer).collect(),
         image,
         failure,
+        bytes_per_second: progress.speed.bytes_per_second,
     }
 }
 
 fn layer(layer: &Layer) -> LayerState {
+    use layer_state::Stage;
+    let stage = match layer.stage {
+        _ if layer.done => Stage::Stored,
+        LayerStage::Waiting => Stage::Waiting,
+        LayerStage::Fetching => Stage::Fetching,
+        LayerStage::Checking => Stage::Checking,
+    };
     LayerState {
         digest: digest(layer.digest),
         size: layer.size,
         fetched: layer.fetched,
         done: layer.done,
         present: layer.present,
+        stage: stage.into(),
     }
 }
 

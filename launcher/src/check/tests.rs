@@ -338,9 +338,9 @@ fn storage_steps_stay_in_their_places() {
     let kata = |name: &str| format!("/run/kata-containers/{name}");
     let attributes = MountAttributes::default();
     let bad = [
-        StorageStep::ScratchDisk { device: "/dev/vda".to_owned() },
-        StorageStep::ScratchDisk { device: "/dev/vdb/../vda".to_owned() },
-        StorageStep::ScratchDisk { device: "/dev/loop0".to_owned() },
+        StorageStep::ScratchDisk { device: "/dev/vda".to_owned(), kept: false },
+        StorageStep::ScratchDisk { device: "/dev/vdb/../vda".to_owned(), kept: false },
+        StorageStep::ScratchDisk { device: "/dev/loop0".to_owned(), kept: false },
         StorageStep::ScratchTmpfs { bytes: 0 },
         StorageStep::VirtioFs { tag: String::new(), mount_point: kata("x"), read_only: true },
         StorageStep::VirtioFs { tag: "x".repeat(37), mount_point: kata("x"), read_only: true },
@@ -358,7 +358,7 @@ fn storage_steps_stay_in_their_places() {
         assert!(check(Plan::Storage(vec![step.clone()]), Mode::Storage, 0).is_err(), "{step:?}");
     }
     let good = [
-        StorageStep::ScratchDisk { device: "/dev/vdb".to_owned() },
+        StorageStep::ScratchDisk { device: "/dev/vdb".to_owned(), kept: false },
         StorageStep::Layer { diff_id: Sha256([0; 32]) },
         StorageStep::VirtioFs {
             tag: "kataShared".to_owned(),

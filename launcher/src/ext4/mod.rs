@@ -26,6 +26,11 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use self::layout::Layout;
 
+/// The checksum of a superblock's first part.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    checksum::crc32c(checksum::START, bytes)
+}
+
 /// The one block size used, in bytes.
 pub const BLOCK_SIZE: usize = 4096;
 /// The smallest device, in bytes.

@@ -6,14 +6,14 @@
 use super::{INERT, STAGE};
 use crate::error::{Context, LaunchError, Result};
 use crate::filesystem::{FilesystemContext, attach};
-use crate::tree::Tree;
+use crate::tree::{Tree, open_child};
 use nacre_layer_check::{CheckLimits, check_index};
 use nacre_protocols::names::{FETCHER_UID, LAYERS_DIR, STORE_DIR, Sha256};
 use nacre_sys::lease::has_no_writer;
 use nacre_sys::loop_device;
-use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fstat, fstatfs};
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fstat, fstatfs, unlinkat};
 use rustix::io::Errno;
-use rustix::mount::MountAttrFlags;
+use rustix::mount::{MountAttrFlags, UnmountFlags, unmount};
 use std::fs::File;
 use std::io;
 use std::time::Duration;
@@ -47,6 +47,33 @@ pub fn mount(layer: Sha256) -> Result<()> {
         attach(context.mount(INERT | MountAttrFlags::MOUNT_ATTR_RDONLY)?, &place)
     };
     attempt().at(STAGE, || format!("mounting layer {layer}"))
+}
+
+/// Unmounts every layer but these. What a container has of one stays until its mounts are gone, and so do the loop devices.
+pub fn release_others(keep: &[Sha256]) -> Result<()> {
+    let attempt = || -> io::Result<()> {
+        let parent = Tree::guest(LAYERS_DIR)?;
+        let listed = open_child(parent.fd(), ".", OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let names: Vec<_> = Dir::read_from(&listed)?
+            .filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned))
+            .collect();
+        for name in names {
+            let Some(layer) = Sha256::parse(&name) else { continue };
+            if keep.contains(&layer) {
+                continue;
+            }
+            rustix::process::fchdir(open_child(parent.fd(), &name, OFlags::PATH | OFlags::DIRECTORY)?)?;
+            // From inside, as nothing else names it for certain. A directory where nothing is mounted says EINVAL.
+            match unmount(".", UnmountFlags::DETACH) {
+                Ok(()) | Err(Errno::INVAL) => {}
+                Err(error) => return Err(error.into()),
+            }
+            rustix::process::chdir("/")?;
+            unlinkat(parent.fd(), &name, AtFlags::REMOVEDIR)?;
+        }
+        Ok(())
+    };
+    attempt().at(STAGE, || "unmounting layers that no container uses".to_owned())
 }
 
 /// Takes a file away from the puller, so that what was verified stays what is mounted: root's and read-only, and nobody

@@ -1,6 +1,7 @@
 //! Changes init's own mount tree, step by step. This process was born in init's mount namespace.
 
 mod files;
+mod kept;
 mod layer;
 mod remove;
 mod scratch;
@@ -33,9 +34,11 @@ pub fn apply(steps: &Checked<Vec<StorageStep>>) -> Result<()> {
 
 fn apply_one(step: &StorageStep) -> Result<()> {
     match step {
-        StorageStep::ScratchDisk { device } => scratch::disk(device),
+        StorageStep::ScratchDisk { device, kept: false } => scratch::disk(device),
+        StorageStep::ScratchDisk { device, kept: true } => scratch::kept_disk(device),
         StorageStep::ScratchTmpfs { bytes } => scratch::tmpfs(*bytes),
         StorageStep::Layer { diff_id } => layer::mount(*diff_id),
+        StorageStep::ReleaseLayers { keep } => layer::release_others(keep),
         StorageStep::VirtioFs { tag, mount_point, read_only } => {
             let mut attributes = MountAttrFlags::MOUNT_ATTR_NODEV;
             attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, *read_only);

@@ -27,6 +27,15 @@ pub fn writable(container: &str) -> Result<()> {
     attempt().at(STAGE, || format!("removing the writable layer of {container}"))
 }
 
+/// Of every container: what an earlier boot has left on a kept disk.
+pub fn all_writable() -> Result<()> {
+    let attempt = || -> io::Result<()> {
+        let parent = Tree::guest(UPPER_DIR)?;
+        empty(&open_child(parent.fd(), ".", OFlags::RDONLY | OFlags::DIRECTORY)?)
+    };
+    attempt().at(STAGE, || "removing writable layers of an earlier boot".to_owned())
+}
+
 /// Ends: every round removes all directories that it found, and each one moves up once.
 fn empty(top: &OwnedFd) -> io::Result<()> {
     let mut moved = 0u64;

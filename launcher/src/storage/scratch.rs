@@ -1,5 +1,6 @@
 //! The scratch space: a disk formatted here, or a tmpfs; with the puller's store and the containers' writable layers.
 
+use super::kept::{self, Found};
 use super::{INERT, STAGE};
 use crate::error::{Context, LaunchError, Result};
 use crate::ext4::{self, Options};
@@ -17,7 +18,7 @@ use std::os::unix::fs::FileExt;
 /// The volume label by which a scratch disk is known as one of ours.
 const LABEL: &str = "nacre-scratch";
 /// The start of the disk that is looked at: the superblock is 1024 bytes at 1024.
-const HEAD_BYTES: usize = 4096;
+pub const HEAD_BYTES: usize = 4096;
 // Offsets in the disk (`Documentation/filesystems/ext4/super.rst`).
 const MAGIC_AT: usize = 1024 + 0x38;
 const STATE_AT: usize = 1024 + 0x3a;
@@ -29,19 +30,50 @@ const CLEAN: u16 = 1;
 
 /// Formats the disk, unless it is one of ours that was unmounted in order, and mounts it.
 pub fn disk(device: &str) -> Result<()> {
+    let (disk, head) = open(device)?;
+    if !is_ours(&head) {
+        format(&disk, device, &head, None)?;
+    }
+    drop(disk);
+    mount_disk(device)
+}
+
+/// A disk that outlives the sandbox: it has a journal, which the kernel replays after a machine that was killed. It is
+/// formatted when it is blank, and only then: what is on it otherwise is whole and ours, or an error that says what it is.
+pub fn kept_disk(device: &str) -> Result<()> {
+    let (disk, head) = open(device)?;
+    let bytes = size(&disk, device)?;
+    match kept::judge(&head, bytes) {
+        Found::Blank => format(&disk, device, &head, Some(kept::journal_blocks(bytes)))?,
+        Found::Ours => {}
+        Found::Other(what) => {
+            let message = format!("the kept disk {device} is not used: {what}");
+            return Err(LaunchError::refused(STAGE, message));
+        }
+    }
+    drop(disk);
+    mount_disk(device).map_err(|error| kept::explain(error, device))?;
+    super::remove::all_writable()
+}
+
+fn mount_disk(device: &str) -> Result<()> {
+    // Deleted layers give their room back to the host's file.
+    let options = [format!("source={device}"), "discard".to_owned()];
+    mount("ext4", &options, INERT | MountAttrFlags::MOUNT_ATTR_NOATIME)
+}
+
+fn open(device: &str) -> Result<(File, [u8; HEAD_BYTES])> {
     let flags = OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
     // Exclusive: fails for a disk that is mounted.
     let disk = openat(CWD, device, flags, Mode::empty())
         .map(File::from)
         .at(STAGE, || format!("opening the scratch disk {device}"))?;
     let head = read_head(&disk).at(STAGE, || format!("reading the scratch disk {device}"))?;
-    if !is_ours(&head) {
-        format(&disk, device, &head)?;
-    }
-    drop(disk);
-    // Deleted layers give their room back to the host's file.
-    let options = [format!("source={device}"), "discard".to_owned()];
-    mount("ext4", &options, INERT | MountAttrFlags::MOUNT_ATTR_NOATIME)
+    Ok((disk, head))
+}
+
+fn size(disk: &File, device: &str) -> Result<u64> {
+    seek(disk, SeekFrom::End(0)).at(STAGE, || format!("asking the size of {device}"))
 }
 
 /// A tmpfs of at most `bytes`.
@@ -81,15 +113,16 @@ fn furnish() -> io::Result<()> {
     Ok(())
 }
 
-fn format(disk: &File, device: &str, head: &[u8]) -> Result<()> {
+/// With a journal it is a kept disk.
+fn format(disk: &File, device: &str, head: &[u8], journal_blocks: Option<u32>) -> Result<()> {
     let random = random().at(STAGE, || "getting random numbers".to_owned())?;
     let (uuid, hash_seed) = random;
     let mut options = Options::new(uuid, hash_seed);
-    options.label = LABEL.to_owned();
+    options.label = if journal_blocks.is_some() { kept::LABEL } else { LABEL }.to_owned();
+    options.journal_blocks = journal_blocks;
     // A disk that begins with something may have anything behind it.
     options.zero = head.iter().any(|byte| *byte != 0);
-    let bytes = seek(disk, SeekFrom::End(0)).at(STAGE, || format!("asking the size of {device}"))?;
-    ext4::format(disk, bytes, &options)
+    ext4::format(disk, size(disk, device)?, &options)
         .map(drop)
         .map_err(|error| LaunchError::refused(STAGE, format!("formatting {device}: {error}")))
 }

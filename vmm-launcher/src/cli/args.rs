@@ -30,6 +30,13 @@ pub enum Command {
     Kill(Kill),
     /// Remove what is left of a container
     Rm(Rm),
+    /// Pull an image into a store, or into the sandbox of a container, and keep it there
+    Pull(Box<Pull>),
+    /// Show what images sandboxes and stores hold, or let go of some
+    Images(Box<Images>),
+    /// Stores: disks that keep image layers from one sandbox to the next
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Say what this host can do, and how to fix what it cannot
     Doctor(Doctor),
     /// The process that owns a sandbox; started by `run`
@@ -89,6 +96,12 @@ pub struct Run {
     /// Where layers and writes go: a size such as 20g for a disk, or tmpfs for the sandbox's memory
     #[arg(long, value_name = "SIZE|tmpfs", value_parser = values::scratch)]
     pub scratch: Option<ScratchArg>,
+    /// Keep image layers in this store, which outlives the sandbox; see nacre store
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["scratch", "within"])]
+    pub store: Option<String>,
+    /// Most room that image layers may take, such as 10g
+    #[arg(long, value_name = "SIZE", value_parser = values::size, conflicts_with = "within")]
+    pub image_quota: Option<u64>,
 
     /// Network of the container
     #[arg(long, value_enum, default_value_t = Network::User)]
@@ -117,6 +130,27 @@ pub struct Run {
     #[arg(long, value_name = "OPTION", value_parser = values::security)]
     pub security_opt: Vec<values::Security>,
 
+    #[command(flatten)]
+    pub registry: RegistryOptions,
+    #[command(flatten)]
+    pub machine: MachineOptions,
+
+    /// Print nothing of our own but errors
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Write stages, times and sizes as JSON to this file
+    #[arg(long, value_name = "FILE")]
+    pub timings: Option<PathBuf>,
+
+    /// An image (a reference, oci:DIRECTORY[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:TAG]), then the
+    /// command and its arguments, instead of the image's
+    #[arg(value_names = ["IMAGE", "COMMAND"], required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
+    pub words: Vec<String>,
+}
+
+/// Where images come from.
+#[derive(Debug, Args)]
+pub struct RegistryOptions {
     /// Platform of the image: OS/ARCHITECTURE[/VARIANT]
     #[arg(long, default_value = "linux/amd64", value_parser = values::platform)]
     pub platform: (String, String, String),
@@ -132,7 +166,11 @@ pub struct Run {
     /// Credentials for the registry; without them those of docker login and podman login are used
     #[arg(long, value_name = "USER:PASSWORD")]
     pub creds: Option<String>,
+}
 
+/// The virtual machine of a new sandbox.
+#[derive(Debug, Args)]
+pub struct MachineOptions {
     /// Memory of the virtual machine, such as 1g
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     pub vm_memory: Option<u64>,
@@ -148,18 +186,6 @@ pub struct Run {
     /// Seconds that the virtual machine may take to boot
     #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub boot_timeout: u32,
-
-    /// Print nothing of our own but errors
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// Write stages, times and sizes as JSON to this file
-    #[arg(long, value_name = "FILE")]
-    pub timings: Option<PathBuf>,
-
-    /// An image (a reference, oci:DIRECTORY[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:TAG]), then the
-    /// command and its arguments, instead of the image's
-    #[arg(value_names = ["IMAGE", "COMMAND"], required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
-    pub words: Vec<String>,
 }
 
 /// What of `words` comes first, and the rest. The parser lets every word through from the first that it does not know, so
@@ -189,6 +215,67 @@ pub enum AccelArg {
     Kvm,
     /// QEMU's translator
     Tcg,
+}
+
+#[derive(Debug, Args)]
+pub struct Pull {
+    /// Into this store
+    #[arg(long, value_name = "NAME", required_unless_present = "within", conflicts_with = "within")]
+    pub store: Option<String>,
+    /// Into the sandbox of this container
+    #[arg(long = "in", value_name = "NAME")]
+    pub within: Option<String>,
+    #[command(flatten)]
+    pub registry: RegistryOptions,
+    #[command(flatten)]
+    pub machine: MachineOptions,
+    /// Most room that image layers may take, such as 10g
+    #[arg(long, value_name = "SIZE", value_parser = values::size, conflicts_with = "within")]
+    pub image_quota: Option<u64>,
+    /// Print nothing but errors and the image's digest
+    #[arg(short, long)]
+    pub quiet: bool,
+    pub image: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Images {
+    /// Of this store; a sandbox is started for it, if none has it
+    #[arg(long, value_name = "NAME", conflicts_with = "within")]
+    pub store: Option<String>,
+    /// Of the sandbox of this container; of every sandbox without this and --store
+    #[arg(long = "in", value_name = "NAME")]
+    pub within: Option<String>,
+    /// Remove images that no container uses and that were not pulled on purpose, and layers that no image has
+    #[arg(long)]
+    pub prune: bool,
+    /// Do not keep this image any more; it goes unless a container uses it
+    #[arg(long, value_name = "REFERENCE")]
+    pub rm: Vec<String>,
+    #[command(flatten)]
+    pub machine: MachineOptions,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Make a store; it takes no more room than is used
+    Create {
+        /// The most that it may hold
+        #[arg(long, default_value = "32g", value_name = "SIZE", value_parser = values::size)]
+        size: u64,
+        name: String,
+    },
+    /// List the stores of this user
+    Ls {
+        /// Names only
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// Remove stores that no sandbox has
+    Rm {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -268,6 +355,17 @@ pub struct Doctor {
     pub image_file: Option<PathBuf>,
 }
 
+impl Run {
+    /// `nacre run IMAGE`, with the default of every option.
+    pub fn plain(image: &str) -> Result<Box<Self>, String> {
+        match Cli::try_parse_from(["nacre", "run", image]) {
+            Ok(Cli { command: Command::Run(run) }) => Ok(run),
+            Ok(_) => Err(format!("{image:?} is no image")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,16 +395,19 @@ mod tests {
     #[test]
     fn options_have_dockers_words_and_defaults() {
         let plain = run("nacre run img").unwrap();
-        assert!(plain.rm && plain.tls_verify && !plain.keep);
-        assert_eq!((plain.net, plain.accel, plain.boot_timeout), (Network::User, AccelArg::Auto, 120));
-        assert_eq!(plain.platform.1, "amd64");
+        assert!(plain.rm && plain.registry.tls_verify && !plain.keep);
+        assert_eq!(
+            (plain.net, plain.machine.accel, plain.machine.boot_timeout),
+            (Network::User, AccelArg::Auto, 120)
+        );
+        assert_eq!(plain.registry.platform.1, "amd64");
         let full = run(
             "nacre run -d --rm=false --name web -m 512m --cpus 1.5 --pids-limit -1 -p 127.0.0.1:8080:80 -w /srv -u 1:2 \
              --entrypoint sh --net none --scratch 2g --tls-verify=false --insecure-registry r:5000 --creds a:b \
              --cap-drop ALL --cap-add KILL --security-opt no-new-privileges --read-only img a b",
         )
         .unwrap();
-        assert!(full.detach && !full.rm && !full.tls_verify && full.read_only);
+        assert!(full.detach && !full.rm && !full.registry.tls_verify && full.read_only);
         assert_eq!((full.memory, full.cpus, full.pids_limit), (Some(512 << 20), Some(1.5), Some(-1)));
         assert_eq!(full.words, ["img", "a", "b"]);
     }
@@ -320,6 +421,11 @@ mod tests {
             "nacre run -p 80 img",
             "nacre run --net host img",
             "nacre run --in other -v /a:/b img",
+            "nacre run --in other --store s img",
+            "nacre run --store s --scratch 1g img",
+            "nacre pull img",
+            "nacre pull --store s --in c img",
+            "nacre store rm",
             "nacre exec name",
             "nacre kill -s NOTHING x",
             "nacre stop",

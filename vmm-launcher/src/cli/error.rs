@@ -148,7 +148,9 @@ fn pull_advice(kind: PullProblem) -> &'static str {
         PullProblem::DiskFull => {
             "give the sandbox more room with --scratch SIZE, and check the free space of this host"
         }
-        PullProblem::Quota => "give the sandbox's layers more room",
+        PullProblem::Quota => {
+            "give the sandbox's layers more room with --image-quota, or let go of images with nacre images --prune"
+        }
         PullProblem::Malformed => {
             "the image or the registry breaks the OCI specification; push the image again"
         }

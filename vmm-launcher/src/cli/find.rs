@@ -50,6 +50,13 @@ pub fn live(name: &str) -> Result<Target, Failure> {
     }
 }
 
+/// A container that runs in the sandbox that has this store.
+pub fn of_store(store: &str) -> Result<Option<Target>, Failure> {
+    Ok(all()?.into_iter().find(|target| {
+        target.sandbox.alive && target.container.is_live() && target.record.store.as_deref() == Some(store)
+    }))
+}
+
 impl Target {
     /// The agent of its sandbox.
     pub fn client(&self) -> Result<Client, Failure> {

@@ -63,16 +63,16 @@ fn duration(seconds: u64) -> String {
 }
 
 /// Columns as wide as their widest entry.
-fn table(rows: &[[String; 6]]) -> impl Iterator<Item = String> {
+pub fn table<const N: usize>(rows: &[[String; N]]) -> impl Iterator<Item = String> {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 6] = std::array::from_fn(width);
+    let widths: [usize; N] = std::array::from_fn(width);
     rows.iter().map(move |row| {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
         cells.collect::<Vec<_>>().join("   ").trim_end().to_owned()
     })
 }
 
-fn print(lines: impl Iterator<Item = String>) -> Result<u8, Failure> {
+pub fn print(lines: impl Iterator<Item = String>) -> Result<u8, Failure> {
     let mut output = std::io::stdout().lock();
     for line in lines {
         if writeln!(output, "{line}").is_err() {

@@ -9,10 +9,13 @@ mod exec;
 pub mod exit;
 mod find;
 mod guest_files;
+mod images;
 mod manage;
 mod plan;
 mod progress;
+mod pull;
 mod run;
+mod store;
 mod terminal;
 mod values;
 
@@ -41,6 +44,9 @@ pub fn main() -> ExitCode {
         Command::Logs(args) => manage::logs(&args),
         Command::Stop(args) => on_runtime(manage::stop(args)),
         Command::Kill(args) => on_runtime(manage::kill(args)),
+        Command::Pull(args) => on_runtime(pull::pull(*args)),
+        Command::Images(args) => on_runtime(images::images(*args)),
+        Command::Store(command) => store::store(&command),
         Command::Rm(args) => on_runtime(manage::rm(args)),
     };
     match result {

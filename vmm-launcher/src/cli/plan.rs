@@ -14,6 +14,7 @@ use super::{environment, find, guest_files, terminal};
 use crate::images::{Credentials, ImageSource, RegistryHost, loopback_registry, registry_host};
 use crate::sandbox::session::Wanted;
 use crate::sandbox::spec::{ContainerSettings, Limits, SeccompChoice, Volume};
+use crate::sandbox::stores::{Stores, StoresError};
 use crate::sandbox::{AccelSetting, MachineConfig, ScratchSetting, SharedDirectory, random_name};
 
 /// Memory of a VM unless more is asked for, in MiB.
@@ -88,7 +89,7 @@ impl Plan {
             streams: Streams { interactive: args.interactive, terminal: args.tty },
             detach: args.detach,
             keep: args.keep || !args.rm,
-            boot_timeout: Duration::from_secs(args.boot_timeout.into()),
+            boot_timeout: Duration::from_secs(args.machine.boot_timeout.into()),
             name,
             source,
             image,
@@ -149,17 +150,19 @@ fn machine(
     loopback: Option<&RegistryHost>,
 ) -> Result<MachineConfig, Failure> {
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-    let memory = match (args.vm_memory, args.memory) {
+    let memory = match (args.machine.vm_memory, args.memory) {
         (Some(whole), _) => mib(whole),
         (None, Some(container)) => VM_MEMORY_MIB.max(mib(container) + VM_OVERHEAD_MIB),
         (None, None) => VM_MEMORY_MIB,
     };
     Ok(MachineConfig {
         name: name.to_owned(),
-        kernel: guest_files::kernel(args.kernel.as_deref())?,
-        image: guest_files::image(args.image_file.as_deref())?,
+        kernel: guest_files::kernel(args.machine.kernel.as_deref())?,
+        image: guest_files::image(args.machine.image_file.as_deref())?,
         memory_mib: u32::try_from(memory).unwrap_or(u32::MAX),
+        image_quota: args.image_quota,
         scratch: match &args.scratch {
+            _ if args.store.is_some() => store(args.store.as_deref().unwrap_or_default())?,
             Some(ScratchArg::Tmpfs) => ScratchSetting::Tmpfs,
             Some(ScratchArg::Disk(bytes)) => {
                 ScratchSetting::Disk { bytes: *bytes, directory: scratch_directory()? }
@@ -170,12 +173,27 @@ fn machine(
         shares: shares.to_vec(),
         publish: args.publish.clone(),
         loopback_ports: loopback_ports(loopback),
-        accel: match args.accel {
+        accel: match args.machine.accel {
             AccelArg::Auto => AccelSetting::Auto,
             AccelArg::Kvm => AccelSetting::Kvm,
             AccelArg::Tcg => AccelSetting::Tcg,
         },
     })
+}
+
+fn store(name: &str) -> Result<ScratchSetting, Failure> {
+    let stores = Stores::open().map_err(|error| Failure::new("store", error))?;
+    let disk = stores.disk(name).map_err(|error| match error {
+        StoresError::Missing { .. } => {
+            Failure::new("store", error).next(format!("nacre store create {name}"))
+        }
+        error => Failure::new("store", error),
+    })?;
+    if let Some(other) = find::of_store(name)? {
+        let cause = format!("the store {name:?} is in use by the sandbox of {:?}", other.container.name);
+        return Err(Failure::new("store", cause).next(format!("nacre run --in {} …", other.container.name)));
+    }
+    Ok(ScratchSetting::Store { name: name.to_owned(), disk })
 }
 
 /// Where scratch disks are made.
@@ -196,16 +214,16 @@ fn loopback_ports(registry: Option<&RegistryHost>) -> Vec<u16> {
 }
 
 fn wanted(args: &Run, source: &ImageSource, notices: &mut Vec<String>) -> Result<Wanted, Failure> {
-    let mut wanted = Wanted { platform: args.platform.clone(), ..Default::default() };
+    let mut wanted = Wanted { platform: args.registry.platform.clone(), ..Default::default() };
     let ImageSource::Registry(reference) = source else { return Ok(wanted) };
     wanted.reference.clone_from(reference);
     let registry =
         registry_host(reference).map_or_else(|| DEFAULT_REGISTRY.to_owned(), |host| host.authority());
-    wanted.insecure.clone_from(&args.insecure_registry);
-    if !args.tls_verify {
+    wanted.insecure.clone_from(&args.registry.insecure_registry);
+    if !args.registry.tls_verify {
         wanted.insecure.push(registry.clone());
     }
-    for path in &args.ca_cert {
+    for path in &args.registry.ca_cert {
         let failed =
             |error: String| Failure::new("arguments", format!("--ca-cert {}: {error}", path.display()));
         let length = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
@@ -215,7 +233,7 @@ fn wanted(args: &Run, source: &ImageSource, notices: &mut Vec<String>) -> Result
         let pem = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
         wanted.certificate_authorities.push(pem);
     }
-    wanted.credentials = match &args.creds {
+    wanted.credentials = match &args.registry.creds {
         Some(text) => Some(Credentials::parse(text).map_err(|error| Failure::new("arguments", error))?),
         None => Credentials::find(&registry).unwrap_or_else(|error| {
             notices.push(format!("no credentials for {registry}: {error}"));

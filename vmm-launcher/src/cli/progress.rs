@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use nacre_protocols::host_agent::nacre::{PullState, pull_state};
+use nacre_protocols::host_agent::nacre::{PullState, layer_state, pull_state};
 
 use crate::client::printable;
 
@@ -57,8 +57,9 @@ impl Progress {
     pub fn pull(&mut self, state: &PullState) {
         if let Some(stage) = &self.stage {
             stage.set_message(match state.stage() {
-                pull_state::Stage::Resolving => "pull: manifest",
-                _ => "pull",
+                pull_state::Stage::Resolving => "pull: manifest".to_owned(),
+                _ if state.bytes_per_second > 0 => format!("pull: {}/s", megabytes(state.bytes_per_second)),
+                _ => "pull".to_owned(),
             });
         }
         for layer in state.layers.iter().take(LINES_MAX) {
@@ -70,6 +71,12 @@ impl Progress {
                 bar
             });
             bar.set_position(layer.fetched.min(layer.size));
+            bar.set_message(match layer.stage() {
+                layer_state::Stage::Waiting => "waiting".to_owned(),
+                layer_state::Stage::Fetching => String::new(),
+                layer_state::Stage::Checking => "there from before: checking it".to_owned(),
+                layer_state::Stage::Stored => "verified".to_owned(),
+            });
             if layer.done {
                 bar.set_message(if layer.present { "there already" } else { "verified" });
                 bar.finish();
@@ -95,6 +102,14 @@ impl Progress {
         let _ = self.bars.clear();
     }
 
+    /// The last line of a pull alone.
+    pub fn pulled(mut self, timings: &Timings) {
+        self.clear();
+        if !self.quiet {
+            let _ = writeln!(std::io::stderr(), "{}", timings.pull_part());
+        }
+    }
+
     /// The last line, on a terminal or not.
     pub fn done(mut self, timings: &Timings, fresh: bool) {
         self.clear();
@@ -112,15 +127,15 @@ impl Timings {
         } else {
             String::new()
         };
+        format!("{boot}{} · start {}", self.pull_part(), time(self.start))
+    }
+
+    fn pull_part(&self) -> String {
         let layers = if self.layers == 1 { "1 layer".to_owned() } else { format!("{} layers", self.layers) };
         let present =
             if self.present > 0 { format!(", {} there already", self.present) } else { String::new() };
-        format!(
-            "{boot}pull {} ({layers}, {}{present}, verified in the sandbox) · start {}",
-            time(self.pull),
-            megabytes(self.bytes),
-            time(self.start)
-        )
+        let (time, bytes) = (time(self.pull), megabytes(self.bytes));
+        format!("pull {time} ({layers}, {bytes}{present}, verified in the sandbox)")
     }
 
     pub fn json(&self) -> serde_json::Value {
@@ -154,7 +169,7 @@ fn time(time: Duration) -> String {
     }
 }
 
-fn megabytes(bytes: u64) -> String {
+pub fn megabytes(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} B"),
         1_000..1_000_000 => format!("{} kB", bytes / 1_000),

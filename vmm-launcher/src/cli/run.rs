@@ -90,36 +90,8 @@ async fn start(
 ) -> Result<ProcessId, Failure> {
     let record = plan.record(&Pulled::default(), &ProcessDefaults::default());
     sandbox.control.order(&ToMonitor::Hold(Box::new(record))).await?;
-    if sandbox.monitor.is_some() {
-        progress.stage("boot: waiting for the agent");
-        let up = sandbox.client.wait_until_up(plan.boot_timeout).await;
-        up.map_err(|error| sandbox.boot_failed(&error, plan.boot_timeout))?;
-        timings.boot = sandbox.opened.elapsed();
-        progress.stage("agent: clock and network");
-        sandbox.stage.set("agent");
-        let begun = Instant::now();
-        let shares = !plan.settings.volumes.is_empty();
-        session::prepare(
-            &sandbox.client,
-            &plan.name,
-            &plan.settings.hostname,
-            sandbox.network.as_ref(),
-            shares,
-        )
-        .await
-        .map_err(|error| Failure::from_session("agent", error))?;
-        timings.agent = begun.elapsed();
-    }
-    progress.stage("pull: manifest");
-    sandbox.stage.set("pull");
-    let begun = Instant::now();
-    let wanted = sandbox.wanted(plan).await?;
-    let pulled =
-        session::pull(&sandbox.client, &sandbox.pull, &wanted, |state| progress.pull(state))
-            .await
-            .map_err(|error| Failure::from_session("pull", error).named(&wanted.reference, &plan.image))?;
-    timings.pull = begun.elapsed();
-    (timings.layers, timings.present, timings.bytes) = (pulled.layers, pulled.present, pulled.bytes);
+    bring_up(plan, sandbox, progress, timings).await?;
+    let (wanted, pulled) = pull_image(plan, sandbox, progress, timings).await?;
 
     progress.stage("start");
     sandbox.stage.set("start");
@@ -139,6 +111,50 @@ async fn start(
     let record = plan.record(&pulled, &defaults);
     sandbox.control.order(&ToMonitor::Started(Box::new(record))).await?;
     Ok(ProcessId::first(&plan.name))
+}
+
+/// A new sandbox, ready to pull.
+pub(super) async fn bring_up(
+    plan: &Plan,
+    sandbox: &Sandbox,
+    progress: &mut Progress,
+    timings: &mut Timings,
+) -> Result<(), Failure> {
+    if sandbox.monitor.is_none() {
+        return Ok(());
+    }
+    progress.stage("boot: waiting for the agent");
+    let up = sandbox.client.wait_until_up(plan.boot_timeout).await;
+    up.map_err(|error| sandbox.boot_failed(&error, plan.boot_timeout))?;
+    timings.boot = sandbox.opened.elapsed();
+    progress.stage("agent: clock and network");
+    sandbox.stage.set("agent");
+    let begun = Instant::now();
+    let shares = !plan.settings.volumes.is_empty();
+    session::prepare(&sandbox.client, &plan.name, &plan.settings.hostname, sandbox.network.as_ref(), shares)
+        .await
+        .map_err(|error| Failure::from_session("agent", error))?;
+    timings.agent = begun.elapsed();
+    Ok(())
+}
+
+pub(super) async fn pull_image(
+    plan: &Plan,
+    sandbox: &Sandbox,
+    progress: &mut Progress,
+    timings: &mut Timings,
+) -> Result<(Wanted, Pulled), Failure> {
+    progress.stage("pull: manifest");
+    sandbox.stage.set("pull");
+    let begun = Instant::now();
+    let wanted = sandbox.wanted(plan).await?;
+    let pulled =
+        session::pull(&sandbox.client, &sandbox.pull, &wanted, |state| progress.pull(state))
+            .await
+            .map_err(|error| Failure::from_session("pull", error).named(&wanted.reference, &plan.image))?;
+    timings.pull = begun.elapsed();
+    (timings.layers, timings.present, timings.bytes) = (pulled.layers, pulled.present, pulled.bytes);
+    Ok((wanted, pulled))
 }
 
 /// Detached: the container is the monitor's from now on.
@@ -176,7 +192,7 @@ async fn write_timings(path: &std::path::Path, timings: &Timings, sandbox: &Sand
 }
 
 /// A signal that ends a start that is under way; returns its number.
-async fn interrupted() -> u8 {
+pub(super) async fn interrupted() -> u8 {
     let streams =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()));
     let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) = streams else {
@@ -190,9 +206,9 @@ async fn interrupted() -> u8 {
 }
 
 /// The sandbox that the container goes into, new or not.
-struct Sandbox {
-    control: Control,
-    client: Client,
+pub(super) struct Sandbox {
+    pub(super) control: Control,
+    pub(super) client: Client,
     place: Place,
     network: Option<GuestNetwork>,
     /// The host's loopback as the sandbox reaches it, and on which ports.
@@ -209,7 +225,7 @@ struct Sandbox {
 }
 
 impl Sandbox {
-    async fn open(plan: &Plan, progress: &mut Progress) -> Result<Self, Failure> {
+    pub(super) async fn open(plan: &Plan, progress: &mut Progress) -> Result<Self, Failure> {
         match &plan.place {
             Where::New(machine) => {
                 progress.stage("boot: starting the virtual machine");
@@ -304,7 +320,7 @@ impl Sandbox {
         printable_lines(&tail, CONSOLE_LINES, CONSOLE_WIDTH)
     }
 
-    fn died(&self, gone: Option<Gone>) -> Failure {
+    pub(super) fn died(&self, gone: Option<Gone>) -> Failure {
         match gone {
             Some(Gone::Died(problem)) => Failure::died(self.stage.get(), problem),
             Some(Gone::Orderly) => Failure::new(self.stage.get(), "the sandbox was ended from outside"),
@@ -314,7 +330,7 @@ impl Sandbox {
     }
 
     /// A lost connection is often the first sign of a dead VM; the monitor knows more.
-    async fn explain(&self, failure: Failure) -> Failure {
+    pub(super) async fn explain(&self, failure: Failure) -> Failure {
         if !failure.lost {
             return failure;
         }
@@ -337,7 +353,7 @@ impl Sandbox {
     }
 
     /// The connection is the lifeline: the monitor ends what it holds.
-    async fn abandon(&mut self) {
+    pub(super) async fn abandon(&mut self) {
         let Some(monitor) = self.monitor.take() else {
             // The sandbox lives on without us; a pull that goes on is nobody's. There may be none, and that is as good.
             let _ = self.client.cancel_pull(&self.pull).await;

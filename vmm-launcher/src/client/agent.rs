@@ -180,6 +180,17 @@ impl Client {
         self.call::<sandbox::CancelPull>(&request, rule).await
     }
 
+    /// What the sandbox's store holds.
+    pub async fn list_images(&self) -> Result<own::ImageList, ClientError> {
+        self.call::<sandbox::ListImages>(&own::ListImagesRequest {}, CallRule::REPEATABLE).await
+    }
+
+    /// Removes what no container uses and nobody keeps; the references of `forget` are not kept any more.
+    pub async fn collect_images(&self, forget: Vec<String>) -> Result<own::Collected, ClientError> {
+        let request = own::CollectImagesRequest { forget };
+        self.call::<sandbox::CollectImages>(&request, CallRule::REPEATABLE).await
+    }
+
     /// Boot stages and memory of the guest's own processes.
     pub async fn report(&self) -> Result<own::Report, ClientError> {
         self.call::<sandbox::GetReport>(&own::ReportRequest {}, CallRule::REPEATABLE).await

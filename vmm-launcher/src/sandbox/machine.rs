@@ -17,6 +17,7 @@ const GUEST_CID: u32 = 3;
 const INTERFACE: &str = "eth0";
 /// The scratch disk in the guest.
 const SCRATCH_DEVICE: &str = "/dev/vdb";
+const KEPT_DEVICE: &str = "kept:/dev/vdb";
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MachineConfig {
@@ -25,6 +26,8 @@ pub struct MachineConfig {
     pub image: PathBuf,
     pub memory_mib: u32,
     pub scratch: ScratchSetting,
+    /// Most bytes that image layers may take.
+    pub image_quota: Option<u64>,
     /// QEMU's own network, which does not filter, instead of passt's.
     pub unfiltered_network: bool,
     /// Shared as `vol0`, `vol1`, …
@@ -43,7 +46,15 @@ pub struct SharedDirectory {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ScratchSetting {
-    Disk { bytes: u64, directory: PathBuf },
+    Disk {
+        bytes: u64,
+        directory: PathBuf,
+    },
+    /// The disk of a named store.
+    Store {
+        name: String,
+        disk: PathBuf,
+    },
     Tmpfs,
 }
 
@@ -95,9 +106,14 @@ impl MachineConfig {
                 config.scratch = Scratch::Disk { size_bytes: *bytes, dir: directory.clone() };
                 SCRATCH_DEVICE
             }
+            ScratchSetting::Store { disk, .. } => {
+                config.scratch = Scratch::Kept { file: disk.clone() };
+                KEPT_DEVICE
+            }
             ScratchSetting::Tmpfs => "tmpfs",
         };
         config.cmdline.push(format!("nacre.scratch={word}"));
+        config.cmdline.extend(self.image_quota.map(|bytes| format!("nacre.store_quota={bytes}")));
         config.shares = self.shares.iter().enumerate().map(|(index, share)| share.share(index)).collect();
         config.network = self.net_config(image_port);
         config
@@ -115,6 +131,16 @@ impl MachineConfig {
             publish: publish.collect(),
             engine: if self.unfiltered_network { Engine::Slirp } else { Engine::Passt },
         })
+    }
+}
+
+impl ScratchSetting {
+    /// The name of a store.
+    pub fn store(&self) -> Option<&str> {
+        match self {
+            Self::Store { name, .. } => Some(name),
+            Self::Disk { .. } | Self::Tmpfs => None,
+        }
     }
 }
 

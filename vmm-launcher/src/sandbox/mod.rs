@@ -10,6 +10,7 @@ mod record;
 mod root;
 pub mod session;
 pub mod spec;
+pub mod stores;
 
 pub use container_log::{LogReader, Stream};
 pub use control::{Booted, Control, ControlError, FromMonitor, Gone, Problem, ToMonitor};

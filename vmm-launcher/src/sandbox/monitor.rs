@@ -106,6 +106,7 @@ async fn boot(place: &Place, config: MachineConfig) -> Result<(Keeper, mpsc::Rec
     record.vsock = Some(vm.vsock_path().to_owned());
     record.host_address = network.as_ref().map(|network| network.host_address.clone());
     record.host_ports = config.loopback_ports.iter().copied().chain([images.port()]).collect();
+    record.store = config.scratch.store().map(str::to_owned);
     record.write(place.path()).map_err(|error| problem("writing sandbox.json", &error))?;
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     watch_vm(&vm, &sender);

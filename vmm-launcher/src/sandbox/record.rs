@@ -30,6 +30,9 @@ pub struct Record {
     pub host_address: Option<String>,
     /// Port of the image server, and of loopback registries, that the network lets through.
     pub host_ports: Vec<u16>,
+    /// The named store that it has.
+    #[serde(default)]
+    pub store: Option<String>,
     pub containers: Vec<ContainerRecord>,
 }
 
@@ -82,6 +85,7 @@ impl Record {
             vsock: None,
             host_address: None,
             host_ports: Vec::new(),
+            store: None,
             containers: Vec::new(),
         }
     }

@@ -31,6 +31,8 @@ pub struct Wanted {
     pub certificate_authorities: Vec<String>,
     /// Host name and address.
     pub aliases: Vec<(String, String)>,
+    /// The image stays in the store when nothing uses it.
+    pub keep: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -202,6 +204,7 @@ fn start_pull_request(id: &str, wanted: &Wanted) -> own::StartPullRequest {
             .iter()
             .map(|(host, address)| own::HostAlias { host: host.clone(), address: address.clone() })
             .collect(),
+        keep: wanted.keep,
         ..Default::default()
     }
 }

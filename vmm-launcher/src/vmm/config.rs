@@ -50,6 +50,8 @@ pub struct VmConfig {
 pub enum Scratch {
     /// A sparse file without a name in `dir`, which takes no more than is written to it and is gone with the VM.
     Disk { size_bytes: u64, dir: PathBuf },
+    /// A file that stays when the VM is gone, and that no other VM has meanwhile.
+    Kept { file: PathBuf },
     /// The guest uses its memory (tmpfs).
     None,
 }
@@ -140,6 +142,32 @@ impl Scratch {
     }
 }
 
+impl Scratch {
+    /// Opens a kept disk and locks it. The lock belongs to the open file, which QEMU inherits: it is held as long as any
+    /// process of this VM lives, whoever is killed first.
+    ///
+    /// # Errors
+    /// It is not there, no plain file, another user's, or another VM has it.
+    pub fn open_kept(path: &Path) -> Result<File, ConfigError> {
+        let failed = |source| ConfigError::Kept { path: path.to_owned(), source };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)
+            .map_err(failed)?;
+        let meta = file.metadata().map_err(failed)?;
+        if !meta.is_file() || meta.uid() != rustix::process::geteuid().as_raw() {
+            return Err(failed(io::Error::other("it is no plain file of this user")));
+        }
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(ConfigError::KeptInUse { path: path.to_owned() }),
+            Err(error) => Err(failed(error.into())),
+        }
+    }
+}
+
 fn create_and_unlink(dir: &Path) -> io::Result<File> {
     let path = dir.join(format!(".nacre-scratch-{}", std::process::id()));
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
@@ -180,6 +208,10 @@ pub enum ConfigError {
     CmdlineLength(usize),
     #[error("runtime directory {path}: {reason}")]
     RuntimeDir { path: PathBuf, reason: String },
+    #[error("cannot open the kept disk {path}")]
+    Kept { path: PathBuf, source: io::Error },
+    #[error("the kept disk {path} is in use by another sandbox")]
+    KeptInUse { path: PathBuf },
     #[error("cannot make a scratch disk in {dir}")]
     Scratch { dir: PathBuf, source: io::Error },
 }

@@ -94,6 +94,7 @@ impl Vm {
             cmdline: &cmdline,
             root,
             scratch,
+            scratch_is_kept: matches!(config.scratch, Scratch::Kept { .. }),
             vsock: sockets.first().copied().unwrap_or(-1),
             fs: sockets.get(1).map(|socket| FsSetup { socket: *socket, tag: TAG }),
             net,
@@ -250,6 +251,7 @@ impl Files {
         let root = config.image.as_deref().map(|path| readable("guest image", path)).transpose()?;
         let scratch = match &config.scratch {
             Scratch::Disk { size_bytes, dir } => Some(Scratch::create(*size_bytes, dir)?),
+            Scratch::Kept { file } => Some(Scratch::open_kept(file)?),
             Scratch::None => None,
         };
         let create = |path: &PathBuf| {

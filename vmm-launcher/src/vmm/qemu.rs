@@ -22,6 +22,8 @@ pub struct QemuSetup<'a> {
     pub cmdline: &'a str,
     pub root: Option<RawFd>,
     pub scratch: Option<RawFd>,
+    /// It outlives the VM: what the guest flushes reaches the medium.
+    pub scratch_is_kept: bool,
     pub vsock: RawFd,
     pub fs: Option<FsSetup<'a>>,
     pub net: Option<NetSetup<'a>>,
@@ -121,12 +123,15 @@ impl QemuSetup<'_> {
         }
         if let Some(fd) = self.scratch {
             args.pair("-add-fd", format!("fd={fd},set=2"));
-            // Nothing on it outlives the VM, so flushes need not reach the medium; freed blocks go back to the host.
+            // Where nothing on it outlives the VM, flushes need not reach the medium; freed blocks go back to the host.
+            let no_flush = if self.scratch_is_kept { "off" } else { "on" };
             args.pair(
                 "-blockdev",
-                "driver=raw,node-name=scratch,discard=unmap,cache.no-flush=on,\
-                 file.driver=file,file.filename=/dev/fdset/2,file.discard=unmap,file.locking=off,\
-                 file.cache.no-flush=on",
+                format!(
+                    "driver=raw,node-name=scratch,discard=unmap,cache.no-flush={no_flush},\
+                     file.driver=file,file.filename=/dev/fdset/2,file.discard=unmap,file.locking=off,\
+                     file.cache.no-flush={no_flush}"
+                ),
             );
             args.pair("-device", "virtio-blk-device,drive=scratch,discard=on");
         }
@@ -164,6 +169,7 @@ mod tests {
             cmdline: "a b",
             root: Some(10),
             scratch: Some(11),
+            scratch_is_kept: false,
             vsock: 12,
             fs: Some(FsSetup { socket: 13, tag: "kataShared" }),
             net: Some(NetSetup {
@@ -188,6 +194,10 @@ mod tests {
         }
         // The root disk is the first virtio-blk device, so that it is /dev/vda.
         assert!(text.find("drive=root").unwrap() < text.find("drive=scratch").unwrap());
+        assert!(text.contains("cache.no-flush=on") && !text.contains("cache.no-flush=off"), "{text}");
+        setup.scratch_is_kept = true;
+        let text = line(&setup);
+        assert!(text.contains("cache.no-flush=off") && !text.contains("cache.no-flush=on"), "{text}");
         setup.kvm = true;
         setup.net = None;
         let text = line(&setup);

@@ -55,7 +55,7 @@ pub struct Keeper {
     waiters: Vec<(u64, String)>,
     /// The command that started the sandbox is there and has not held a container yet.
     first_is_open: bool,
-    /// A container was started, so the guest may have something to write back.
+    /// A container was started, or the disk is kept, so the guest may have something to write back.
     has_run: bool,
     ending: bool,
 }
@@ -79,6 +79,8 @@ impl Keeper {
         booted: Booted,
         events: mpsc::Sender<Event>,
     ) -> Self {
+        // What is on a kept disk is for a later sandbox.
+        let has_run = record.store.is_some();
         Self {
             place,
             record,
@@ -90,7 +92,7 @@ impl Keeper {
             connections: HashMap::new(),
             waiters: Vec::new(),
             first_is_open: true,
-            has_run: false,
+            has_run,
             ending: false,
         }
     }
