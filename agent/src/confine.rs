@@ -154,7 +154,7 @@ fn filter() -> Filter {
             .collect();
         calls.entry(*number).or_default().push(Clause { conditions, action: Action::ALLOW });
     }
-    Filter { calls, default: Action::KILL_PROCESS, beyond: None }
+    Filter { calls, default: Action::KILL_PROCESS, beyond: None, foreign: None }
 }
 
 #[cfg(test)]

@@ -314,7 +314,14 @@ impl Agent {
         let described = request.process.as_ref().ok_or_else(|| RpcError::invalid("process is missing"))?;
         let program = self.kept(|kept| kept.program_of(id));
         let user = plan::named_user(request.string_user.as_ref())?;
-        let plan = nacre_plan::exec(&plan::process(described), user, program)?;
+        let described = plan::process(described);
+        let plan = nacre_plan::exec(nacre_plan::Exec {
+            process: &described,
+            user,
+            seccomp: program,
+            container: None,
+            place: nacre_plan::Place::Sandbox,
+        })?;
         let command = shown(plan.process.args.first());
         let terminal = plan.process.terminal.is_some();
         let name = ProcessRef { container: id.clone(), exec: exec.clone() };
@@ -452,6 +459,7 @@ fn input<'a>(
         rootfs,
         user,
         image,
+        bundle: "",
         place: nacre_plan::Place::Sandbox,
     })
 }

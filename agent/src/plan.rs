@@ -273,7 +273,7 @@ fn given<T: Default + PartialEq>(value: T) -> Option<T> {
 mod tests {
     use super::*;
     use nacre_plan::{Container, Place};
-    use nacre_protocols::init_launcher::{ContainerPlan, Rootfs};
+    use nacre_protocols::init_launcher::{ContainerPlan, Namespace, Rootfs};
 
     fn spec() -> kata::Spec {
         kata::Spec {
@@ -291,6 +291,7 @@ mod tests {
             rootfs,
             user: None,
             image: None,
+            bundle: "",
             place,
         })
     }
@@ -304,7 +305,7 @@ mod tests {
         assert_eq!(plan(&spec).unwrap().hostname, None);
         spec.annotations.insert(OWN_NAMESPACES_ANNOTATION.into(), "ipc,uts".into());
         let own = plan(&spec).unwrap();
-        assert_eq!((own.own_ipc, own.own_network), (true, false));
+        assert_eq!((own.namespaces.ipc, own.namespaces.network), (Namespace::Fresh, Namespace::Shared));
         assert_eq!(own.hostname.as_deref(), Some("0123456789ab"));
         spec.annotations.insert(OWN_NAMESPACES_ANNOTATION.into(), "user".into());
         assert!(plan(&spec).unwrap_err().to_string().contains("\"user\""));

@@ -301,7 +301,7 @@ mod tests {
     fn programs_are_kept_once_and_only_while_they_are_used() {
         let mut kept = with_container("a");
         kept.containers.insert("b".into(), KeptContainer::default());
-        let program = Seccomp { program: vec![(6, 0, 0, 0)], flags: 0 };
+        let program = Seccomp { program: vec![(6, 0, 0, 0)], flags: 0, listener: None };
         let key = kept.keep_program(&program);
         assert_eq!(kept.keep_program(&program), key);
         for container in kept.containers.values_mut() {

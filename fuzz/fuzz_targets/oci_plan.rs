@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use nacre_agent::plan::{document, named_user, process};
 use nacre_launcher::check::check;
-use nacre_plan::{Container, ImageDefaults, Place, container, exec};
+use nacre_plan::{Container, Exec, ImageDefaults, Place, container, exec};
 use nacre_protocols::host_agent::kata::CreateContainerRequest;
 use nacre_protocols::init_launcher::{Mode, Plan, Rootfs, SECCOMP_MAX};
 use nacre_protocols::names::Sha256;
@@ -23,6 +23,7 @@ fuzz_target!(|data: &[u8]| {
         rootfs: Rootfs::Layers(vec![Sha256([0; 32])]),
         user,
         image: Some(ImageDefaults { command: &command, ..Default::default() }),
+        bundle: "",
         place: Place::Sandbox,
     });
     if let Ok(plan) = plan {
@@ -32,7 +33,8 @@ fuzz_target!(|data: &[u8]| {
         let _ = check(Plan::Create(Box::new(plan)), Mode::Create, u64::MAX);
     }
     if let Some(described) = &spec.process {
-        let _ = exec(&process(described), user, None);
+        let process = &process(described);
+        let _ = exec(Exec { process, user, seccomp: None, container: None, place: Place::Sandbox });
     }
 });
 

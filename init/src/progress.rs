@@ -64,8 +64,9 @@ impl Init {
                 say(&format!("the {name} did not start: {}", error.message));
             }
             // A frame that does not belong to the mode says nothing; the end of the socket answers.
-            (Purpose::Helper { .. }, _) | (Purpose::Process { .. }, Status::Done(_)) | (_, Status::Ready) => {
-            }
+            (Purpose::Helper { .. }, _)
+            | (Purpose::Process { .. }, Status::Done(_))
+            | (_, Status::Ready | Status::Prepared) => {}
         }
     }
 

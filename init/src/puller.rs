@@ -12,8 +12,8 @@ use crate::launch::{Grant, Purpose, launch};
 use crate::serve::Init;
 use nacre_protocols::agent_init::{Event, FailureKind, PullerEnd, PullerProcess, ReplyBody};
 use nacre_protocols::init_launcher::{
-    AccessTime, Capabilities, ContainerPlan, Mode, Mount, MountAttributes, MountKind, Plan, Process,
-    Propagation, Rlimit, Rootfs, User,
+    Capabilities, CgroupLimits, ContainerPlan, Hooks, Mode, Mount, MountAttributes, MountChanges, MountKind,
+    Namespace, Namespaces, Plan, Process, ProcessAttributes, Propagation, Rlimit, Rootfs, User,
 };
 use nacre_protocols::names;
 use nacre_sys::process::PidNamespace;
@@ -179,7 +179,9 @@ pub fn fetcher_plan(options: &StoreOptions) -> Plan {
     let store = Mount {
         destination: names::STORE_MOUNT.to_owned(),
         kind: MountKind::Bind { source: names::STORE_DIR.to_owned(), recursive: false },
-        attributes: MountAttributes { no_suid: true, no_dev: true, no_exec: true, ..NO_ATTRIBUTES },
+        attributes: MountAttributes { no_suid: true, no_dev: true, no_exec: true, ..Default::default() },
+        changes: MountChanges::default(),
+        id_mapping: None,
         propagation: None,
     };
     let resolver = Mount {
@@ -190,8 +192,10 @@ pub fn fetcher_plan(options: &StoreOptions) -> Plan {
             no_suid: true,
             no_dev: true,
             no_exec: true,
-            ..NO_ATTRIBUTES
+            ..Default::default()
         },
+        changes: MountChanges::default(),
+        id_mapping: None,
         propagation: None,
     };
     let boot = options.boot.as_ref().map(|name| format!("boot={name}"));
@@ -205,16 +209,6 @@ pub fn indexer_plan() -> Plan {
     let args = ["/nacre-puller", "index"].map(str::to_owned).to_vec();
     helper("indexer", Vec::new(), args, names::INDEXER_UID, true, 1)
 }
-
-const NO_ATTRIBUTES: MountAttributes = MountAttributes {
-    read_only: false,
-    no_suid: false,
-    no_dev: false,
-    no_exec: false,
-    no_symlinks: false,
-    access_time: AccessTime::Relative,
-    no_dir_access_time: false,
-};
 
 fn helper(
     id: &str,
@@ -240,12 +234,21 @@ fn helper(
         // Each process of the puller lays its own filter before it reads the first byte from outside.
         seccomp: None,
         umask: Some(0o077),
+        attributes: ProcessAttributes::default(),
     };
     Plan::Create(Box::new(ContainerPlan {
         id: id.to_owned(),
+        namespaces: Namespaces {
+            pid: Namespace::Fresh,
+            mount: Namespace::Fresh,
+            cgroup: Namespace::Fresh,
+            ipc: Namespace::Fresh,
+            uts: Namespace::Fresh,
+            network: if own_network { Namespace::Fresh } else { Namespace::Shared },
+            ..Default::default()
+        },
         hostname: Some(id.to_owned()),
-        own_ipc: true,
-        own_network,
+        domainname: None,
         rootfs: Rootfs::Puller,
         rootfs_readonly: true,
         rootfs_propagation: Propagation::RecursivePrivate,
@@ -254,8 +257,10 @@ fn helper(
         device_rules: Vec::new(),
         masked_paths: Vec::new(),
         readonly_paths: Vec::new(),
-        cgroup: Vec::new(),
+        cgroup: CgroupLimits::default(),
         sysctls: Vec::new(),
+        net_devices: Vec::new(),
+        hooks: Hooks::default(),
         process,
         inherited,
     }))

@@ -7,9 +7,14 @@ use crate::error::{Context, LaunchError, Result};
 use crate::procfs::Procfs;
 use crate::status::StatusSocket;
 use crate::terminal::Terminal;
-use crate::{cgroup, devices, masks, mounts, namespaces, process, rootfs, user};
-use nacre_protocols::init_launcher::{ContainerPlan, LaunchStage, Status};
+use crate::tree::Tree;
+use crate::{
+    cgroup, devices, hooks, masks, mounts, namespaces, net_devices, outside, process, rootfs, user,
+    user_namespace,
+};
+use nacre_protocols::init_launcher::{ContainerPlan, LaunchStage, Namespace, Status};
 use rustix::fs::Mode as FileMode;
+use rustix::thread::UnshareFlags;
 use std::os::fd::OwnedFd;
 
 /// What a create or helper is given besides its plan.
@@ -33,23 +38,36 @@ pub fn create(
     }
     given.inherited.truncate(plan.inherited.into());
 
-    cgroup::write(&cgroup, &plan.cgroup)?;
+    cgroup::apply(&cgroup, &plan.cgroup)?;
     // Modes of what is made here are meant as they are written.
     rustix::process::umask(FileMode::empty());
-    namespaces::enter_fresh(plan)?;
-    let root = rootfs::build(&plan.rootfs, &plan.id)?;
-    let unfinished = mounts::apply(&plan.mounts, &root, origin)?;
-    devices::populate(plan, &root)?;
+    let outside = outside::Outside::of(plan)?;
+    namespaces::join_by_path(plan)?;
+    let own_users = plan.namespaces.user != Namespace::Shared;
+    let Entered { root, ahead, nodes, procfs } =
+        if own_users { enter_with_users(plan, origin, &cgroup)? } else { enter(plan, origin)? };
+    let unfinished = mounts::apply(&plan.mounts, &root, origin, ahead)?;
+    devices::populate(plan, &root, nodes)?;
     masks::mask(&plan.masked_paths, &root)?;
     masks::make_read_only(&plan.readonly_paths, &root)?;
+    if plan.hooks.pause {
+        status.send(&Status::Prepared, None)?;
+        if !wait_at(&gate)? {
+            return Ok(());
+        }
+    }
+    let in_container = &plan.hooks.create_container;
+    hooks::run("createContainer", in_container, &plan.hooks.creating, outside.pid, || Ok(()))?;
     rootfs::pivot(&root, plan.rootfs_propagation)?;
 
-    let procfs = Procfs::detached()?;
-    procfs.set_sysctls(&plan.sysctls)?;
-    if let Some(hostname) = &plan.hostname {
-        rustix::system::sethostname(hostname.as_bytes())
-            .at(LaunchStage::Namespaces, || format!("setting the host name {hostname:?}"))?;
+    let procfs = match procfs {
+        None => Procfs::detached_for(plan)?,
+        procfs => procfs,
+    };
+    if let Some(procfs) = &procfs {
+        procfs.set_sysctls(&plan.sysctls)?;
     }
+    set_names(plan)?;
     let account = user::find(&plan.process.user, &root, origin)?;
     let terminal = plan.process.terminal.map(|size| Terminal::open(&root, size, account.uid)).transpose()?;
     if let Some(terminal) = &terminal {
@@ -58,26 +76,103 @@ pub fn create(
     mounts::finish(&unfinished)?;
     drop(unfinished);
 
-    let master = process::settle(&plan.process, terminal, &root, &procfs)?;
+    let master = process::settle(&plan.process, terminal, &root)?;
+    if !own_users {
+        process::set_privileged(&plan.process, procfs.as_ref())?;
+    }
+    process::set_labels(&plan.process, procfs.as_ref())?;
     if plan.rootfs_readonly {
         rootfs::make_read_only(&root)?;
     }
-    // Not before: the rules count for the making of nodes and terminals too.
-    devices::restrict(&plan.device_rules, &cgroup)?;
+    if !own_users {
+        // Not before: the rules count for the making of nodes and terminals too.
+        devices::restrict(&plan.device_rules, &cgroup)?;
+    }
     drop((root, procfs, cgroup));
-    let candidate = process::become_user(&plan.process, &account, given.inherited)?;
+    let candidate = process::become_user(&plan.process, &account, given.inherited, outside.listener)?;
 
     status.send(&Status::Ready, master.as_ref())?;
     drop(master);
-    if !wait_at(gate)? {
+    if !wait_at(&gate)? {
         return Ok(());
     }
+    drop(gate);
+    let start = &plan.hooks.start_container;
+    hooks::run("startContainer", start, &plan.hooks.created, outside.pid, || candidate.give_up())?;
     Err(candidate.execute())
 }
 
+struct Entered {
+    root: Tree,
+    ahead: Option<mounts::Ahead>,
+    nodes: Option<devices::Nodes>,
+    /// A process in a user namespace cannot make one of a pid namespace that its users do not own.
+    procfs: Option<Procfs>,
+}
+
+/// Fresh namespaces that the starter's users own, and the root in them.
+fn enter(plan: &ContainerPlan, origin: Origin) -> Result<Entered> {
+    // A mapped file system keeps its own mount out of any namespace until it is attached.
+    let ahead = mounts::needs_preparation(plan).then(|| mounts::prepare(plan, origin)).transpose()?;
+    let moving = net_devices::Moving::start(&plan.net_devices, None)?;
+    let offsets = namespaces::time_offsets(&plan.namespaces.time_offsets)?;
+    namespaces::enter_mounts(plan, namespaces::fresh(plan))?;
+    finish_namespaces(plan, offsets, moving)?;
+    Ok(Entered { root: rootfs::build(&plan.rootfs, &plan.id)?, ahead, nodes: None, procfs: None })
+}
+
+/// A user namespace of the container's own, and namespaces that it owns. What needs the starter's rights is done before.
+fn enter_with_users(plan: &ContainerPlan, origin: Origin, cgroup: &OwnedFd) -> Result<Entered> {
+    let procfs = Procfs::detached()?;
+    process::set_privileged(&plan.process, Some(&procfs))?;
+    process::raise_limits(&plan.process)?;
+    let offsets = namespaces::time_offsets(&plan.namespaces.time_offsets)?;
+    let own_network = plan.namespaces.network == Namespace::Fresh && !plan.net_devices.is_empty();
+    let made = match &plan.namespaces.user {
+        Namespace::At(path) => user_namespace::Made { user: namespaces::open(path)?, network: None },
+        _ => user_namespace::make(&plan.namespaces.user_mappings, own_network, &procfs)?,
+    };
+    let moving = net_devices::Moving::start(&plan.net_devices, made.network.as_ref())?;
+    namespaces::enter_mounts(plan, UnshareFlags::empty())?;
+    let root = rootfs::build(&plan.rootfs, &plan.id)?;
+    let (ahead, nodes) = (mounts::prepare(plan, origin)?, devices::prepare(plan)?);
+    devices::restrict(&plan.device_rules, cgroup)?;
+    rustix::process::fchdir(root.fd())
+        .at(LaunchStage::Rootfs, || "entering the root file system".to_owned())?;
+    drop(root);
+    namespaces::enter_users(made, plan, namespaces::fresh(plan))?;
+    let root = rootfs::rebind()?;
+    finish_namespaces(plan, offsets, moving)?;
+    Ok(Entered { root, ahead: Some(ahead), nodes: Some(nodes), procfs: Some(procfs) })
+}
+
+fn finish_namespaces(
+    plan: &ContainerPlan,
+    offsets: Option<namespaces::TimeOffsets>,
+    moving: Option<net_devices::Moving>,
+) -> Result<()> {
+    if let Some(offsets) = offsets {
+        offsets.set()?;
+    }
+    namespaces::bring_own_loopback_up(plan)?;
+    moving.map_or(Ok(()), net_devices::Moving::finish)
+}
+
+fn set_names(plan: &ContainerPlan) -> Result<()> {
+    if let Some(hostname) = &plan.hostname {
+        rustix::system::sethostname(hostname.as_bytes())
+            .at(LaunchStage::Namespaces, || format!("setting the host name {hostname:?}"))?;
+    }
+    if let Some(name) = &plan.domainname {
+        nacre_sys::attributes::set_domain_name(name)
+            .at(LaunchStage::Namespaces, || format!("setting the domain name {name:?}"))?;
+    }
+    Ok(())
+}
+
 /// True when the gate was opened, false when it was closed for good.
-fn wait_at(gate: OwnedFd) -> Result<bool> {
+fn wait_at(gate: &OwnedFd) -> Result<bool> {
     let mut byte = [0];
-    let read = rustix::io::retry_on_intr(|| rustix::io::read(&gate, &mut byte));
+    let read = rustix::io::retry_on_intr(|| rustix::io::read(gate, &mut byte));
     Ok(read.at(LaunchStage::Exec, || "waiting at the start gate".to_owned())? > 0)
 }

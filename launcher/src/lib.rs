@@ -2,7 +2,7 @@
 //! in `main.rs`, [`container`] and [`exec`].
 
 pub mod accounts;
-mod cgroup;
+pub mod cgroup;
 pub mod check;
 pub mod confine;
 pub mod container;
@@ -14,10 +14,13 @@ pub mod error;
 pub mod exec;
 pub mod ext4;
 mod filesystem;
+pub mod hooks;
 mod masks;
 mod mounts;
 mod namespaces;
+mod net_devices;
 pub mod network;
+mod outside;
 mod process;
 mod procfs;
 mod rights;
@@ -27,3 +30,4 @@ pub mod storage;
 mod terminal;
 mod tree;
 mod user;
+mod user_namespace;

@@ -2,11 +2,15 @@
 
 use crate::check::Origin;
 use crate::copy_up::copy_up;
-use crate::error::{Context, Result};
+use crate::error::{Context, LaunchError, Result};
 use crate::filesystem::{FilesystemContext, attach, clone_mount};
-use crate::namespaces::propagation_flags;
+use crate::namespaces::{self, propagation_flags};
+use crate::procfs::Procfs;
 use crate::tree::{Tree, is_missing};
-use nacre_protocols::init_launcher::{AccessTime, LaunchStage, Mount, MountAttributes, MountKind};
+use crate::user_namespace;
+use nacre_protocols::init_launcher::{
+    AccessTime, ContainerPlan, LaunchStage, Mount, MountAttributes, MountKind, Namespace,
+};
 use nacre_protocols::names::KATA_RUN_DIR;
 use nacre_sys::mounting::set_attributes;
 use rustix::fs::{FileType, OFlags, fstat};
@@ -16,15 +20,6 @@ use std::os::fd::OwnedFd;
 
 const STAGE: LaunchStage = LaunchStage::Mounts;
 
-/// Every attribute that a plan speaks of, and the access time's.
-const ALL_ATTRIBUTES: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY
-    .union(MountAttrFlags::MOUNT_ATTR_NOSUID)
-    .union(MountAttrFlags::MOUNT_ATTR_NODEV)
-    .union(MountAttrFlags::MOUNT_ATTR_NOEXEC)
-    .union(MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW)
-    .union(MountAttrFlags::MOUNT_ATTR_NODIRATIME)
-    .union(MountAttrFlags::MOUNT_ATTR__ATIME);
-
 /// A tmpfs that becomes read-only when everything has been put into it.
 pub struct Unfinished {
     mount: OwnedFd,
@@ -32,16 +27,96 @@ pub struct Unfinished {
 }
 
 /// Applies the mounts in order. What comes back is for [`finish`], after devices and links were made.
-pub fn apply(mounts: &[Mount], root: &Tree, origin: Origin) -> Result<Vec<Unfinished>> {
+pub fn apply(
+    mounts: &[Mount],
+    root: &Tree,
+    origin: Origin,
+    mut ahead: Option<Ahead>,
+) -> Result<Vec<Unfinished>> {
     let mut unfinished = Vec::new();
-    for mount in mounts {
-        let mounted = apply_one(mount, root, origin)
+    for (index, mount) in mounts.iter().enumerate() {
+        let detached = ahead.as_mut().and_then(|ahead| ahead.0.get_mut(index)?.take());
+        let mounted = apply_one(mount, root, origin, detached)
             .at(STAGE, || format!("mounting {} at {}", kind_name(&mount.kind), mount.destination))?;
         if matches!(mount.kind, MountKind::Tmpfs { .. }) && mount.attributes.read_only {
             unfinished.push(Unfinished { mount: mounted, destination: mount.destination.clone() });
         }
     }
     Ok(unfinished)
+}
+
+/// Mounts that were made, and attached nowhere, with rights that this process has no more when it attaches them.
+pub struct Ahead(Vec<Option<OwnedFd>>);
+
+/// Before a user namespace is entered: parts of the starter's tree, mounts with mapped ids, and the proc file system of the
+/// pid namespace, which belongs to the starter's users.
+pub fn prepare(plan: &ContainerPlan, origin: Origin) -> Result<Ahead> {
+    let one = |mount: &Mount| {
+        let prepared = match &mount.kind {
+            MountKind::Bind { source, recursive } => {
+                open_source(source, origin).and_then(|source| clone_mount(&source, *recursive)).map(Some)
+            }
+            MountKind::Proc { data } => {
+                file_system("proc", "proc", data, attribute_flags(&mount.attributes)).map(Some)
+            }
+            _ => Ok(None),
+        };
+        prepared.at(STAGE, || format!("preparing {} for {}", kind_name(&mount.kind), mount.destination))
+    };
+    let mut all = plan.mounts.iter().map(one).collect::<Result<Vec<_>>>()?;
+    map_ids(plan, &mut all)?;
+    Ok(Ahead(all))
+}
+
+/// Whether something must be made ahead though the container has the starter's users.
+pub fn needs_preparation(plan: &ContainerPlan) -> bool {
+    plan.mounts.iter().any(|mount| mount.id_mapping.is_some())
+}
+
+fn map_ids(plan: &ContainerPlan, prepared: &mut [Option<OwnedFd>]) -> Result<()> {
+    let mut procfs = None;
+    for (mount, detached) in plan.mounts.iter().zip(prepared) {
+        let Some(mapping) = &mount.id_mapping else { continue };
+        let about = || format!("mapping the ids of {}", mount.destination);
+        let users = match (&mapping.mappings, &plan.namespaces.user) {
+            (None, Namespace::At(path)) => namespaces::open(path)?,
+            (None, Namespace::Shared) => {
+                let why = format!("{}: the container has no user namespace of its own", about());
+                return Err(LaunchError::refused(STAGE, why));
+            }
+            (own, _) => {
+                let procfs = match &procfs {
+                    Some(procfs) => procfs,
+                    None => procfs.insert(Procfs::detached()?),
+                };
+                let mappings = own.as_ref().unwrap_or(&plan.namespaces.user_mappings);
+                user_namespace::make(mappings, false, procfs)?.user
+            }
+        };
+        if detached.is_none() {
+            *detached = fresh(mount).at(STAGE, about)?;
+        }
+        let Some(detached) = detached else {
+            return Err(LaunchError::refused(
+                STAGE,
+                format!("{}: nothing of its kind can be mapped", about()),
+            ));
+        };
+        nacre_sys::mounting::map_ids(detached, mapping.recursive, &users).at(STAGE, about)?;
+    }
+    Ok(())
+}
+
+/// A fresh file system whose ids are to be mapped.
+fn fresh(mount: &Mount) -> io::Result<Option<OwnedFd>> {
+    let attributes = attribute_flags(&mount.attributes);
+    match &mount.kind {
+        MountKind::Filesystem { name, source, data } => file_system(name, source, data, attributes).map(Some),
+        MountKind::Tmpfs { data, copy_up: false } => {
+            file_system("tmpfs", "tmpfs", data, attributes).map(Some)
+        }
+        _ => Ok(None),
+    }
 }
 
 pub fn finish(unfinished: &[Unfinished]) -> Result<()> {
@@ -53,7 +128,7 @@ pub fn finish(unfinished: &[Unfinished]) -> Result<()> {
 
 pub fn attribute_flags(attributes: &MountAttributes) -> MountAttrFlags {
     let mut flags = match attributes.access_time {
-        AccessTime::Relative => MountAttrFlags::MOUNT_ATTR_RELATIME,
+        AccessTime::Unchanged | AccessTime::Relative => MountAttrFlags::MOUNT_ATTR_RELATIME,
         AccessTime::Strict => MountAttrFlags::MOUNT_ATTR_STRICTATIME,
         AccessTime::Never => MountAttrFlags::MOUNT_ATTR_NOATIME,
     };
@@ -66,19 +141,38 @@ pub fn attribute_flags(attributes: &MountAttributes) -> MountAttrFlags {
     flags
 }
 
-fn apply_one(mount: &Mount, root: &Tree, origin: Origin) -> io::Result<OwnedFd> {
+fn apply_one(mount: &Mount, root: &Tree, origin: Origin, detached: Option<OwnedFd>) -> io::Result<OwnedFd> {
     let attributes = attribute_flags(&mount.attributes);
     let writable = attributes - MountAttrFlags::MOUNT_ATTR_RDONLY;
     let path = mount.destination.as_str();
-    let mounted = match &mount.kind {
-        MountKind::Bind { source, recursive } => bind(source, *recursive, attributes, path, root, origin),
-        MountKind::Tmpfs { data, copy_up } => tmpfs(data, *copy_up, writable, path, root),
-        MountKind::Proc { data } => kernel_tree("proc", data, attributes, path, root),
-        MountKind::Sysfs => kernel_tree("sysfs", &[], attributes, path, root),
-        MountKind::Cgroup2 => kernel_tree("cgroup2", &[], attributes, path, root),
-        MountKind::Devpts { data } => filesystem("devpts", data, attributes, path, root),
-        MountKind::Mqueue => filesystem("mqueue", &[], attributes, path, root),
+    let mounted = match (&mount.kind, detached) {
+        (MountKind::Bind { source, recursive }, detached) => {
+            bind(source, *recursive, detached, mount, root, origin)
+        }
+        (MountKind::Proc { .. }, Some(proc)) => {
+            refuse_links(path, root)?;
+            place(proc, path, root)
+        }
+        (_, Some(detached)) => place(detached, path, root),
+        (MountKind::Tmpfs { data, copy_up }, None) => tmpfs(data, *copy_up, writable, path, root),
+        (MountKind::Proc { data }, None) => kernel_tree("proc", data, attributes, path, root),
+        (MountKind::Sysfs, None) => kernel_tree("sysfs", &[], attributes, path, root),
+        (MountKind::Cgroup2, None) => kernel_tree("cgroup2", &[], attributes, path, root),
+        (MountKind::Devpts { data }, None) => {
+            place(file_system("devpts", "devpts", data, attributes)?, path, root)
+        }
+        (MountKind::Mqueue, None) => place(file_system("mqueue", "mqueue", &[], attributes)?, path, root),
+        (MountKind::Filesystem { name, source, data }, None) => {
+            place(file_system(name, source, data, attributes)?, path, root)
+        }
+        (MountKind::Remount, None) => {
+            let mounted = root.open(path, OFlags::PATH)?;
+            changed(&mounted, mount, false)?;
+            Ok(mounted)
+        }
     }?;
+    let changes = &mount.changes;
+    change_recursively(&mounted, &changes.recursive, &changes.recursive_cleared)?;
     if let Some(propagation) = mount.propagation {
         let (flags, recursive) = propagation_flags(propagation);
         set_attributes(&mounted, recursive, MountAttrFlags::empty(), MountAttrFlags::empty(), flags)?;
@@ -86,27 +180,55 @@ fn apply_one(mount: &Mount, root: &Tree, origin: Origin) -> io::Result<OwnedFd> 
     Ok(mounted)
 }
 
-/// A part of the guest's tree. Attributes count for all mounts beneath where the bind is recursive.
+/// A part of the starter's tree. It keeps the attributes of its source but for those that the plan speaks of.
 fn bind(
     source: &str,
     recursive: bool,
-    attributes: MountAttrFlags,
-    destination: &str,
+    detached: Option<OwnedFd>,
+    mount: &Mount,
     root: &Tree,
     origin: Origin,
 ) -> io::Result<OwnedFd> {
-    let source = open_source(source, origin)?;
-    let is_directory = FileType::from_raw_mode(fstat(&source)?.st_mode) == FileType::Directory;
-    let target = if is_directory { root.make_directory(destination)? } else { root.make_file(destination)? };
-    let attributes = match origin {
-        // Device nodes in a volume would be the guest's devices, whoever made them.
-        Origin::Agent => attributes | MountAttrFlags::MOUNT_ATTR_NODEV,
-        _ => attributes,
+    let bound = match detached {
+        Some(bound) => bound,
+        None => clone_mount(open_source(source, origin)?, recursive)?,
     };
-    let mount = clone_mount(&source, recursive)?;
-    change(&mount, recursive, attributes, ALL_ATTRIBUTES)?;
-    attach(&mount, &target)?;
-    Ok(mount)
+    let is_directory = FileType::from_raw_mode(fstat(&bound)?.st_mode) == FileType::Directory;
+    let destination = &mount.destination;
+    let target = if is_directory { root.make_directory(destination)? } else { root.make_file(destination)? };
+    changed(&bound, mount, origin == Origin::Agent)?;
+    if origin == Origin::Agent && recursive {
+        change(&bound, true, MountAttrFlags::MOUNT_ATTR_NODEV, MountAttrFlags::empty())?;
+    }
+    attach(&bound, &target)?;
+    Ok(bound)
+}
+
+/// Sets and clears what the plan speaks of, on the mount alone. `no_devices`: device nodes in a volume would be the guest's
+/// devices, whoever made them.
+fn changed(mounted: &OwnedFd, mount: &Mount, no_devices: bool) -> io::Result<()> {
+    let (mut set, mut clear) = masks(&mount.attributes, &mount.changes.cleared);
+    if no_devices {
+        set |= MountAttrFlags::MOUNT_ATTR_NODEV;
+        clear -= MountAttrFlags::MOUNT_ATTR_NODEV;
+    }
+    if set.is_empty() && clear.is_empty() { Ok(()) } else { change(mounted, false, set, clear) }
+}
+
+fn change_recursively(mounted: &OwnedFd, set: &MountAttributes, cleared: &MountAttributes) -> io::Result<()> {
+    let (set, clear) = masks(set, cleared);
+    if set.is_empty() && clear.is_empty() { Ok(()) } else { change(mounted, true, set, clear) }
+}
+
+/// The access time's bits are one number: who sets it clears them first.
+fn masks(set: &MountAttributes, cleared: &MountAttributes) -> (MountAttrFlags, MountAttrFlags) {
+    let atime = MountAttrFlags::MOUNT_ATTR__ATIME;
+    let (wanted, mut clear) = (attribute_flags(set), attribute_flags(cleared) - atime);
+    if set.access_time == AccessTime::Unchanged {
+        return (wanted - atime, clear);
+    }
+    clear |= atime;
+    (wanted, clear)
 }
 
 /// Without following any link: a container with a writable volume could have left one in it that leads to the guest's
@@ -130,7 +252,7 @@ fn tmpfs(
     root: &Tree,
 ) -> io::Result<OwnedFd> {
     let place = root.make_directory(destination)?;
-    let context = open_context("tmpfs")?;
+    let context = open_context("tmpfs", "tmpfs")?;
     for option in data {
         context.option(option)?;
     }
@@ -155,39 +277,40 @@ fn kernel_tree(
     destination: &str,
     root: &Tree,
 ) -> io::Result<OwnedFd> {
+    refuse_links(destination, root)?;
+    place(file_system(kind, kind, data, attributes)?, destination, root)
+}
+
+fn refuse_links(destination: &str, root: &Tree) -> io::Result<()> {
     match root.open_plain(destination, OFlags::PATH | OFlags::DIRECTORY) {
         Err(error) if !is_missing(&error) => Err(error),
-        _ => filesystem(kind, data, attributes, destination, root),
+        _ => Ok(()),
     }
 }
 
-fn filesystem(
-    kind: &str,
-    data: &[String],
-    attributes: MountAttrFlags,
-    destination: &str,
-    root: &Tree,
-) -> io::Result<OwnedFd> {
-    let place = root.make_directory(destination)?;
-    let context = open_context(kind)?;
+/// Attached nowhere yet. Kernel file systems have the source's name that programs know from `/proc/mounts`.
+fn file_system(kind: &str, source: &str, data: &[String], attributes: MountAttrFlags) -> io::Result<OwnedFd> {
+    let context = open_context(kind, source)?;
     for option in data {
         context.option(option)?;
     }
-    let mount = context.mount(attributes)?;
-    attach(&mount, &place)?;
+    context.mount(attributes)
+}
+
+fn place(mount: OwnedFd, destination: &str, root: &Tree) -> io::Result<OwnedFd> {
+    attach(&mount, root.make_directory(destination)?)?;
     Ok(mount)
 }
 
-/// With the source's name that programs know from `/proc/mounts`.
-fn open_context(kind: &str) -> io::Result<FilesystemContext> {
+fn open_context(kind: &str, source: &str) -> io::Result<FilesystemContext> {
     let context = FilesystemContext::open(kind)?;
-    context.set("source", kind)?;
+    if !source.is_empty() {
+        context.set("source", source)?;
+    }
     Ok(context)
 }
 
 fn change(mount: &OwnedFd, recursive: bool, set: MountAttrFlags, clear: MountAttrFlags) -> io::Result<()> {
-    // What is set must not be cleared as well, but for the access time, whose bits are one number.
-    let clear = (clear - set) | (clear & MountAttrFlags::MOUNT_ATTR__ATIME);
     set_attributes(mount, recursive, set, clear, MountPropagationFlags::empty())
 }
 
@@ -200,5 +323,7 @@ fn kind_name(kind: &MountKind) -> String {
         MountKind::Devpts { .. } => "devpts".to_owned(),
         MountKind::Mqueue => "mqueue".to_owned(),
         MountKind::Cgroup2 => "cgroup2".to_owned(),
+        MountKind::Filesystem { name, .. } => name.clone(),
+        MountKind::Remount => "the same again".to_owned(),
     }
 }

@@ -3,14 +3,17 @@
 
 use crate::accounts::Account;
 use crate::error::{Context, Result};
+use crate::outside::Listener;
 use nacre_protocols::init_launcher::{Capabilities, LaunchStage, Process};
 use nacre_sys::seccomp;
+use nacre_sys::seqpacket::send;
 use rustix::io::Errno;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, Gid, Uid, clear_ambient_capability_set,
     configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
     set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
+use std::os::fd::AsFd;
 
 const STAGE: LaunchStage = LaunchStage::Rights;
 /// Capabilities that the sets have bits for; the kernel knows fewer and says so.
@@ -20,15 +23,17 @@ const CAPABILITIES: u32 = 64;
 pub struct LastRights {
     filter: Vec<seccomp::Instruction>,
     filter_flags: u32,
+    /// Who is to decide about what the filter leaves open.
+    listener: Option<Listener>,
     /// Capabilities still to be given up: a filter without no_new_privs is loaded with CAP_SYS_ADMIN.
     capabilities: Option<Capabilities>,
 }
 
 /// Becomes the user. Comes back with what must wait until the gate is open.
-pub fn give_up(process: &Process, account: &Account) -> Result<LastRights> {
+pub fn give_up(process: &Process, account: &Account, listener: Option<Listener>) -> Result<LastRights> {
     limit_bounding_set(process.capabilities.bounding)?;
     become_user(account)?;
-    let mut last = LastRights { filter: Vec::new(), filter_flags: 0, capabilities: None };
+    let mut last = LastRights { filter: Vec::new(), filter_flags: 0, listener, capabilities: None };
     if let Some(filter) = &process.seccomp {
         last.filter_flags = filter.flags;
         last.filter = filter
@@ -49,7 +54,7 @@ pub fn give_up(process: &Process, account: &Account) -> Result<LastRights> {
 }
 
 impl LastRights {
-    pub fn give_up(self) -> Result<()> {
+    pub fn give_up(&self) -> Result<()> {
         if let Some(capabilities) = &self.capabilities {
             // The change of user took the effective set away, the permitted one is still there.
             let all = CapabilitySet::from_bits_retain(u64::MAX);
@@ -67,8 +72,16 @@ impl LastRights {
         if self.filter.is_empty() {
             return Ok(());
         }
-        seccomp::load(&self.filter, self.filter_flags)
-            .at(STAGE, || format!("loading a seccomp program of {} instructions", self.filter.len()))
+        let at = || format!("loading a seccomp program of {} instructions", self.filter.len());
+        let Some(listener) = &self.listener else {
+            return seccomp::load(&self.filter, self.filter_flags).at(STAGE, at);
+        };
+        let decider = seccomp::load_with_listener(&self.filter, self.filter_flags).at(STAGE, at)?;
+        send(&listener.socket, listener.message.as_bytes(), &[decider.as_fd()])
+            .at(STAGE, || "handing the listener to the seccomp agent".to_owned())?;
+        // Closed on exec: until then closing it could be a call that the agent decides about.
+        std::mem::forget(decider);
+        Ok(())
     }
 }
 

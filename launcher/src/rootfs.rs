@@ -27,6 +27,18 @@ pub fn build(rootfs: &Rootfs, id: &str) -> Result<Tree> {
     .map(Tree::container)
 }
 
+/// The same root in a mount namespace that was made since, by the working directory that this process had in it: copies of
+/// mounts are fast in a user namespace, so it becomes one of that namespace's own.
+pub fn rebind() -> Result<Tree> {
+    let attempt = || -> io::Result<OwnedFd> {
+        let here = openat(rustix::fs::CWD, ".", DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let mount = clone_mount(&here, true)?;
+        attach(&mount, &here)?;
+        Ok(mount)
+    };
+    attempt().map(Tree::container).at(STAGE, || "taking the root file system along".to_owned())
+}
+
 /// Makes `root` the root of this process and lets go of the guest's tree, the two in place of each other so that the
 /// container needs no directory for it (pivot_root(2), "pivot_root(".", ".")").
 pub fn pivot(root: &Tree, propagation: Propagation) -> Result<()> {

@@ -30,9 +30,10 @@ fn namespaces_are_fresh_or_shared_as_the_plan_says() {
     let script = "for ns in mnt pid cgroup ipc uts net; do readlink /proc/self/ns/$ns; done";
     let own = |ns: &str| fs::read_link(format!("/proc/thread-self/ns/{ns}")).unwrap().display().to_string();
     let mut shared = container(script);
-    (shared.own_ipc, shared.hostname) = (false, None);
+    (shared.namespaces.ipc, shared.hostname) = (Namespace::Shared, None);
+    shared.namespaces.uts = Namespace::Shared;
     let mut fresh = container(script);
-    fresh.own_network = true;
+    fresh.namespaces.network = Namespace::Fresh;
     let (shared, _) = guest.run(shared);
     let (fresh, _) = guest.run(fresh);
     for (line, (ns, is_shared)) in
@@ -118,6 +119,7 @@ fn no_uname() -> Seccomp {
             (0x06, 0, 0, 0x7fff_0000),
         ],
         flags: 0,
+        listener: None,
     }
 }
 
@@ -144,7 +146,7 @@ fn a_seccomp_filter_counts_for_the_command_with_and_without_no_new_privs() {
 fn a_filter_that_the_kernel_refuses_is_a_failure_of_rights() {
     let Some(guest) = Guest::new() else { return };
     let mut plan = container("true");
-    plan.process.seccomp = Some(Seccomp { program: vec![(0x15, 9, 9, 0)], flags: 0 });
+    plan.process.seccomp = Some(Seccomp { program: vec![(0x15, 9, 9, 0)], flags: 0, listener: None });
     let mut launched = guest.launch(Mode::Create, &Plan::Create(Box::new(plan)));
     launched.ready().unwrap();
     launched.open_gate();
@@ -535,10 +537,18 @@ fn layers_are_stacked_under_a_fresh_writable_one() {
 fn cgroup_files_are_written_beneath_the_containers_cgroup() {
     let Some(guest) = Guest::new() else { return };
     let mut plan = container("cat /sys/fs/cgroup/cgroup.max.depth");
-    plan.cgroup = vec![CgroupWrite { file: "cgroup.max.depth".to_owned(), value: "3".to_owned() }];
+    plan.cgroup.writes = vec![CgroupWrite {
+        file: "cgroup.max.depth".to_owned(),
+        value: "3".to_owned(),
+        missing: Missing::Fails,
+    }];
     assert_eq!(guest.run(plan).0, "3\n");
     let mut plan = container("true");
-    plan.cgroup = vec![CgroupWrite { file: "memory.no-such".replace('-', "_"), value: "3".to_owned() }];
+    plan.cgroup.writes = vec![CgroupWrite {
+        file: "memory.no-such".replace('-', "_"),
+        value: "3".to_owned(),
+        missing: Missing::Fails,
+    }];
     let failure = guest.refuse(plan);
     assert_eq!((failure.stage, failure.errno), (LaunchStage::Cgroup, 2), "{failure:?}");
 }

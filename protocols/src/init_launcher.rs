@@ -7,6 +7,7 @@
 //!
 //! | frames | meaning |
 //! |---|---|
+//! | `Prepared`, when the plan asks for it | namespaces and mounts are there; one byte at the gate lets it go on |
 //! | `Ready`, then end-of-file | created; after the gate opened, the command was executed |
 //! | `Ready`, then `Failed` | the command could not be executed |
 //! | `Done`, then end-of-file | a storage or network plan was applied |
@@ -29,6 +30,11 @@ pub const MOUNTS_MAX: usize = 1024;
 pub const LAYERS_MAX: usize = 128;
 pub const DEVICES_MAX: usize = 256;
 pub const LIST_MAX: usize = 1024;
+/// The kernel's limit (UID_GID_MAP_MAX_EXTENTS).
+pub const MAPPINGS_MAX: usize = 340;
+pub const HOOKS_MAX: usize = 64;
+/// Words of a set of processors or memory nodes, 64 each.
+pub const SET_WORDS_MAX: usize = 128;
 /// Longest path, in bytes (PATH_MAX with its final NUL).
 pub const PATH_MAX: usize = 4095;
 /// Longest seccomp program, in instructions (BPF_MAXINSNS).
@@ -95,12 +101,10 @@ pub enum Plan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerPlan {
     pub id: String,
-    /// Set in a fresh UTS namespace; without one the sandbox's is shared.
+    pub namespaces: Namespaces,
+    /// Set in a UTS namespace that is not shared.
     pub hostname: Option<String>,
-    /// A fresh IPC namespace, or else the sandbox's.
-    pub own_ipc: bool,
-    /// A fresh, empty network namespace, or else the sandbox's. Containers share the sandbox's; the indexer has its own.
-    pub own_network: bool,
+    pub domainname: Option<String>,
     pub rootfs: Rootfs,
     pub rootfs_readonly: bool,
     pub rootfs_propagation: Propagation,
@@ -111,12 +115,14 @@ pub struct ContainerPlan {
     pub device_rules: Vec<DeviceRule>,
     pub masked_paths: Vec<String>,
     pub readonly_paths: Vec<String>,
-    /// Files of the container's cgroup v2 directory and what is written to each, in order.
-    pub cgroup: Vec<CgroupWrite>,
+    pub cgroup: CgroupLimits,
     /// `net.ipv4.ip_forward` style names.
     pub sysctls: Vec<(String, String)>,
+    /// Interfaces that move from the starter's network namespace into the container's own.
+    pub net_devices: Vec<NetDevice>,
+    pub hooks: Hooks,
     pub process: Process,
-    /// How many descriptors from [`fd::INHERITED`] on the command gets (helper only).
+    /// How many descriptors from [`fd::INHERITED`] on the command gets (never an agent's plan).
     pub inherited: u8,
 }
 
@@ -124,6 +130,97 @@ pub struct ContainerPlan {
 pub struct ExecPlan {
     pub process: Process,
 }
+
+/// Where the container's process is in each kind of namespace (namespaces(7)).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespaces {
+    /// Made or joined by who starts the launcher, which is born in it.
+    pub pid: Namespace,
+    pub mount: Namespace,
+    pub cgroup: Namespace,
+    pub ipc: Namespace,
+    pub network: Namespace,
+    pub uts: Namespace,
+    pub time: Namespace,
+    /// Of a fresh time namespace.
+    pub time_offsets: Vec<TimeOffset>,
+    pub user: Namespace,
+    /// Of a fresh user namespace.
+    pub user_mappings: IdMappings,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Namespace {
+    /// The one that the launcher was started in.
+    #[default]
+    Shared,
+    Fresh,
+    /// The one that this path leads to where the launcher is started.
+    At(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimeOffset {
+    pub clock: Clock,
+    pub seconds: i64,
+    /// Below 10^9.
+    pub nanoseconds: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Clock {
+    Monotonic,
+    Boottime,
+}
+
+/// Of users and of groups, as in user_namespaces(7); at most [`MAPPINGS_MAX`] each.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMappings {
+    pub users: Vec<IdMapping>,
+    pub groups: Vec<IdMapping>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMapping {
+    pub inside: u32,
+    pub outside: u32,
+    pub count: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetDevice {
+    pub outside: String,
+    pub inside: String,
+}
+
+/// Programs that the launcher runs on the way; those of the runtime's own namespaces are its starter's to run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hooks {
+    /// Before the root changes, the launcher reports [`Status::Prepared`] and waits at the gate, so that its starter can
+    /// run hooks of its own.
+    pub pause: bool,
+    /// In the container's namespaces, their paths in the starter's tree, before the root changes.
+    pub create_container: Vec<Hook>,
+    /// In the container, with the rights of its command, just before that.
+    pub start_container: Vec<Hook>,
+    /// What hooks of either kind read on standard input.
+    pub creating: StateText,
+    pub created: StateText,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    pub path: String,
+    /// With the program's own name first.
+    pub args: Vec<String>,
+    pub env: Vec<String>,
+    /// In seconds; after it the hook is killed.
+    pub timeout: Option<u32>,
+}
+
+/// A text about the container's state, cut where the number of its process, as the starter's `/proc` has it, belongs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateText(pub Vec<String>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Rootfs {
@@ -153,8 +250,30 @@ pub struct Mount {
     /// In the container.
     pub destination: String,
     pub kind: MountKind,
+    /// What is set. A fresh file system has no other; a bind keeps what its source has.
     pub attributes: MountAttributes,
+    pub changes: MountChanges,
+    pub id_mapping: Option<MountMapping>,
     pub propagation: Option<Propagation>,
+}
+
+/// What else becomes of a mount's attributes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountChanges {
+    /// What of its source's a bind shall not have.
+    pub cleared: MountAttributes,
+    /// Set and cleared on every mount beneath as well.
+    pub recursive: MountAttributes,
+    pub recursive_cleared: MountAttributes,
+}
+
+/// The mount shows its file system's ids mapped (mount_setattr(2), "ID-mapped mounts").
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountMapping {
+    /// `None`: those of the container's user namespace.
+    pub mappings: Option<IdMappings>,
+    /// Every mount beneath as well.
+    pub recursive: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,9 +298,16 @@ pub enum MountKind {
     },
     Mqueue,
     Cgroup2,
+    /// Any other file system by its name (never an agent's plan).
+    Filesystem {
+        name: String,
+        source: String,
+        data: Vec<String>,
+    },
+    /// Only attributes and propagation of the mount that is there.
+    Remount,
 }
 
-/// Each flag set or cleared as written; what is not set is cleared.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountAttributes {
     pub read_only: bool,
@@ -195,7 +321,9 @@ pub struct MountAttributes {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AccessTime {
+    /// As the source has it; a fresh file system's are relative.
     #[default]
+    Unchanged,
     Relative,
     Strict,
     Never,
@@ -233,11 +361,33 @@ pub struct DeviceRule {
     pub mknod: bool,
 }
 
+/// What is written to files of the container's cgroup v2 directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupLimits {
+    /// Refuse, before anything is written, when the cgroup uses more than so many bytes already.
+    pub memory_at_most: Option<u64>,
+    /// In order.
+    pub writes: Vec<CgroupWrite>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CgroupWrite {
     /// A file name such as `memory.max`: no slash, and none of `cgroup.*` but `cgroup.max.*`.
     pub file: String,
     pub value: String,
+    pub missing: Missing,
+}
+
+/// What becomes of a write when the kernel does not have the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Missing {
+    /// The plan fails.
+    #[default]
+    Fails,
+    /// Nothing: without the file there is nothing to limit.
+    Passes,
+    /// This is written to this file.
+    Instead { file: String, value: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -256,6 +406,45 @@ pub struct Process {
     pub oom_score_adj: Option<i16>,
     pub seccomp: Option<Seccomp>,
     pub umask: Option<u32>,
+    pub attributes: ProcessAttributes,
+}
+
+/// What most processes leave as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessAttributes {
+    pub scheduler: Option<Scheduler>,
+    /// Class and level as ioprio_set(2) takes them.
+    pub io_priority: Option<u16>,
+    /// As personality(2) takes it.
+    pub personality: Option<u32>,
+    pub memory_policy: Option<MemoryPolicy>,
+    /// Sets of processors, from the beginning and for the command; bit n of word w is processor 64 w + n.
+    pub cpus_initial: Vec<u64>,
+    pub cpus_final: Vec<u64>,
+    pub apparmor_profile: Option<String>,
+    pub selinux_label: Option<String>,
+}
+
+/// `struct sched_attr` (sched_setattr(2)).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scheduler {
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    /// In nanoseconds.
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+}
+
+/// As set_mempolicy(2) takes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPolicy {
+    /// With its flags.
+    pub mode: u32,
+    /// Bit n of word w is node 64 w + n.
+    pub nodes: Vec<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -302,8 +491,18 @@ pub struct Rlimit {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seccomp {
     pub program: Vec<(u16, u8, u8, u32)>,
-    /// Flags of `seccomp(2)`, of which the launcher allows LOG and SPEC_ALLOW.
+    /// Flags of `seccomp(2)`, of which the launcher allows LOG, SPEC_ALLOW and, with a listener, WAIT_KILLABLE_RECV.
     pub flags: u32,
+    /// Who answers SECCOMP_RET_USER_NOTIF (never an agent's plan).
+    pub listener: Option<SeccompListener>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeccompListener {
+    /// A Unix stream socket where the launcher is started.
+    pub path: String,
+    /// Sent there along with the listener's descriptor.
+    pub message: StateText,
 }
 
 /// One change of init's own mount tree. Steps are applied in order; the first failure ends the plan.
@@ -369,6 +568,8 @@ pub struct Route {
 /// What the launcher says on the status socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Status {
+    /// At [`Hooks::pause`].
+    Prepared,
     /// Descriptors: the pty master, with a terminal.
     Ready,
     Done(Outcome),
@@ -414,6 +615,7 @@ pub enum LaunchStage {
     Terminal,
     /// The user or group does not exist in the container.
     User,
+    Hooks,
     Rights,
     WorkingDirectory,
     /// The command does not exist (ENOENT) or cannot be executed.

@@ -115,6 +115,22 @@ pub fn set_limit(resource: u8, soft: u64, hard: u64) -> io::Result<()> {
     check(result as i32).map(drop)
 }
 
+/// Raises the hard limit to `hard` where it is lower, and leaves the soft one as it is.
+pub fn raise_limit(resource: u8, hard: u64) -> io::Result<()> {
+    let mut now = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: no new limit; the old one goes to a live rlimit64.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_prlimit64,
+            0,
+            libc::c_uint::from(resource),
+            std::ptr::null::<libc::rlimit64>(),
+            &raw mut now,
+        )
+    } as i32)?;
+    if now.rlim_max >= hard { Ok(()) } else { set_limit(resource, now.rlim_cur, hard) }
+}
+
 /// Moves this process into fresh namespaces (unshare(2)). `flags` with CLONE_FILES is refused.
 pub fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
     if flags.contains(rustix::thread::UnshareFlags::FILES) {

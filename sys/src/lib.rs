@@ -1,5 +1,6 @@
 //! Every system call wrapper; the only crate that says unsafe.
 
+pub mod attributes;
 pub mod bpf;
 pub mod exec;
 pub mod fork;

@@ -2,6 +2,7 @@
 //! from containers.
 
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 /// One instruction of classic BPF, as in `struct sock_filter`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,17 @@ pub const PROGRAM_MAX: usize = 4096;
 /// Installs `program` for the calling thread and all that it will start. Needs CAP_SYS_ADMIN or no_new_privs.
 /// `flags` are those of `SECCOMP_SET_MODE_FILTER`.
 pub fn load(program: &[Instruction], flags: u32) -> io::Result<()> {
+    set_filter(program, flags).map(drop)
+}
+
+/// As [`load`]; gives the descriptor (close-on-exec) of whoever is to decide about SECCOMP_RET_USER_NOTIF.
+pub fn load_with_listener(program: &[Instruction], flags: u32) -> io::Result<OwnedFd> {
+    let listener = set_filter(program, flags | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as u32)?;
+    // SAFETY: with this flag the result is a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(listener) })
+}
+
+fn set_filter(program: &[Instruction], flags: u32) -> io::Result<i32> {
     if program.is_empty() || program.len() > PROGRAM_MAX {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
@@ -28,5 +40,5 @@ pub fn load(program: &[Instruction], flags: u32) -> io::Result<()> {
     // fields of `struct sock_filter`), alive for the whole call; the kernel copies them.
     let result =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const prog) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }

@@ -13,6 +13,8 @@ pub const PROGRAM_MAX: usize = 4096;
 /// First number of the x32 calls, which are no calls of ours (`__X32_SYSCALL_BIT`).
 const X32: u32 = 0x4000_0000;
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+/// The calls of 32-bit programs.
+pub const AUDIT_ARCH_I386: u32 = 0x4000_0003;
 const ENOSYS: u16 = 38;
 /// Highest errno that a filter can return (MAX_ERRNO).
 const ERRNO_MAX: u32 = 4095;
@@ -26,6 +28,8 @@ impl Action {
     pub const KILL_THREAD: Self = Self(0);
     pub const LOG: Self = Self(0x7ffc_0000);
     pub const ALLOW: Self = Self(0x7fff_0000);
+    /// Whoever holds the filter's listener decides.
+    pub const NOTIFY: Self = Self(0x7fc0_0000);
     pub const NO_SUCH_CALL: Self = Self(0x0005_0000 | ENOSYS as u32);
 
     /// The call fails with `errno`, at most 4095.
@@ -33,12 +37,17 @@ impl Action {
         Self(0x0005_0000 | if errno > ERRNO_MAX { ERRNO_MAX } else { errno })
     }
 
+    /// A tracer decides, told `data`; without one the call fails with ENOSYS.
+    pub fn trace(data: u16) -> Self {
+        Self(0x7ff0_0000 | u32::from(data))
+    }
+
     /// SIGSYS with `data` in it.
     pub fn trap(data: u16) -> Self {
         Self(0x0003_0000 | u32::from(data))
     }
 
-    pub fn value(self) -> u32 {
+    pub const fn value(self) -> u32 {
         self.0
     }
 }
@@ -82,6 +91,8 @@ pub struct Filter {
     pub default: Action,
     /// Calls with numbers above the first get the second instead of the default.
     pub beyond: Option<(u32, Action)>,
+    /// Calls of a second architecture that are not killed: its number of `linux/audit.h`, with numbers of its own.
+    pub foreign: Option<(u32, BTreeMap<u32, Vec<Clause>>)>,
 }
 
 /// The program would be longer than [`PROGRAM_MAX`], or an argument's number is above 5.
@@ -93,20 +104,29 @@ pub enum AssembleError {
 
 impl Filter {
     pub fn assemble(&self) -> Result<Vec<Instruction>, AssembleError> {
-        let mut program = vec![
-            (LOAD, 0, 0, OFFSET_ARCH),
-            (JUMP_EQUAL, 1, 0, AUDIT_ARCH_X86_64),
-            (RETURN, 0, 0, Action::KILL_PROCESS.value()),
-            (LOAD, 0, 0, OFFSET_NUMBER),
-        ];
-        program.extend(search(&self.decisions(), self.default)?);
+        const KILL: Instruction = (RETURN, 0, 0, Action::KILL_PROCESS.value());
+        let native = search(&self.decisions(&self.calls), self.default)?;
+        let mut program = vec![(LOAD, 0, 0, OFFSET_ARCH)];
+        match &self.foreign {
+            None => program.extend([(JUMP_EQUAL, 1, 0, AUDIT_ARCH_X86_64), KILL]),
+            // Over the native part: its number is loaded first.
+            Some(_) => {
+                program.extend([(JUMP_EQUAL, 1, 0, AUDIT_ARCH_X86_64), (JUMP, 0, 0, native.len() as u32 + 1)])
+            }
+        }
+        program.push((LOAD, 0, 0, OFFSET_NUMBER));
+        program.extend(native);
+        if let Some((architecture, calls)) = &self.foreign {
+            program.extend([(JUMP_EQUAL, 1, 0, *architecture), KILL, (LOAD, 0, 0, OFFSET_NUMBER)]);
+            program.extend(search(&self.decisions(calls), self.default)?);
+        }
         if program.len() > PROGRAM_MAX { Err(AssembleError::TooLong) } else { Ok(program) }
     }
 
     /// All numbers, cut into stretches with one decision each; the first begins at 0.
-    fn decisions(&self) -> Vec<Decision<'_>> {
+    fn decisions<'a>(&self, calls: &'a BTreeMap<u32, Vec<Clause>>) -> Vec<Decision<'a>> {
         let mut all = vec![Decision { from: 0, what: What::Return(self.default) }];
-        for (&number, clauses) in self.calls.range(..X32) {
+        for (&number, clauses) in calls.range(..X32) {
             let what = match clauses.first() {
                 Some(clause) if clause.conditions.is_empty() => What::Return(clause.action),
                 Some(_) => What::Clauses(clauses),
@@ -376,6 +396,7 @@ mod tests {
                         calls: BTreeMap::from([(7, only(argument, comparison))]),
                         default: Action::errno(1),
                         beyond: None,
+                        foreign: None,
                     };
                     let program = filter.assemble().unwrap();
                     for sample in samples {
@@ -405,6 +426,7 @@ mod tests {
             calls: BTreeMap::from([(0, clauses)]),
             default: Action::KILL_PROCESS,
             beyond: Some((0, Action::NO_SUCH_CALL)),
+            foreign: None,
         };
         let program = filter.assemble().unwrap();
         let of = |number, first, second| run(&program, &native(number, [first, second, 0, 0, 0, 0]));
@@ -422,7 +444,12 @@ mod tests {
             .filter(|number| number % 3 != 0)
             .map(|number| (number, vec![Clause { conditions: vec![], action: errno(number) }]))
             .collect();
-        let filter = Filter { calls, default: Action::ALLOW, beyond: Some((1600, Action::KILL_PROCESS)) };
+        let filter = Filter {
+            calls,
+            default: Action::ALLOW,
+            beyond: Some((1600, Action::KILL_PROCESS)),
+            foreign: None,
+        };
         let program = filter.assemble().unwrap();
         for number in 0..1700 {
             let expected = match number {
@@ -437,7 +464,7 @@ mod tests {
     #[test]
     fn foreign_calls_get_through_no_filter() {
         let calls = BTreeMap::from([(X32 + 1, vec![Clause { conditions: vec![], action: Action::ALLOW }])]);
-        let filter = Filter { calls, default: Action::ALLOW, beyond: None };
+        let filter = Filter { calls, default: Action::ALLOW, beyond: None, foreign: None };
         let program = filter.assemble().unwrap();
         for number in [X32, X32 + 1, u32::MAX] {
             assert_eq!(run(&program, &native(number, [0; 6])), Action::NO_SUCH_CALL.value());
@@ -453,12 +480,14 @@ mod tests {
             calls: BTreeMap::from([(0, vec![clause; PROGRAM_MAX])]),
             default: Action::ALLOW,
             beyond: None,
+            foreign: None,
         };
         assert_eq!(filter.assemble(), Err(AssembleError::TooLong));
         let filter = Filter {
             calls: BTreeMap::from([(0, only(6, Comparison::Equal(1)))]),
             default: Action::ALLOW,
             beyond: None,
+            foreign: None,
         };
         assert_eq!(filter.assemble(), Err(AssembleError::NoSuchArgument { argument: 6 }));
     }

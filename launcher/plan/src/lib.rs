@@ -5,20 +5,24 @@
 //! unknown capabilities and unknown system call names are ignored as runc does, and labels of security modules that the
 //! guest kernel does not have mean nothing.
 
+mod attributes;
 pub mod bpf;
 mod capabilities;
 mod devices;
+mod hooks;
 mod mounts;
+mod namespaces;
 pub mod oci;
 mod process;
 mod resources;
 mod seccomp;
 
 pub use process::{ImageDefaults, user_by_name};
+pub use resources::limits;
 pub use seccomp::CALLS;
 
 use nacre_protocols::init_launcher::{
-    ContainerPlan, ExecPlan, LIST_MAX, PATH_MAX, Propagation, Rootfs, Seccomp,
+    ContainerPlan, ExecPlan, LIST_MAX, Namespace, PATH_MAX, Propagation, Rootfs, Seccomp,
 };
 
 /// Longest host name, in bytes (HOST_NAME_MAX).
@@ -50,13 +54,15 @@ impl PlanError {
 pub struct Container<'a> {
     pub id: &'a str,
     /// Its list of namespaces is meant as it stands: what is not in it is shared with who starts the container, but for
-    /// mount, pid and cgroup namespaces, which a container always has.
+    /// mount, pid and cgroup namespaces, which a container of a sandbox always has.
     pub spec: &'a oci::Spec,
     pub rootfs: Rootfs,
     /// A user by name, when the caller gives one: it goes before the specification's numbers.
     pub user: Option<NamedUser<'a>>,
     /// What the image says, when it was pulled here.
     pub image: Option<ImageDefaults<'a>>,
+    /// The directory of the document, where there is one; hooks are told.
+    pub bundle: &'a str,
     pub place: Place,
 }
 
@@ -77,19 +83,22 @@ pub struct NamedUser<'a> {
 }
 
 pub fn container(input: Container<'_>) -> Result<ContainerPlan, PlanError> {
-    let spec = input.spec;
+    let (spec, place) = (input.spec, input.place);
     let none = oci::Linux::default();
     let linux = spec.linux.as_ref().unwrap_or(&none);
     refuse_unsupported(spec, linux)?;
-    let own = OwnNamespaces::of(linux)?;
-    let seccomp = linux.seccomp.as_ref().map(seccomp::program).transpose()?;
+    let state = |status: &str| hooks::state(input.id, status, input.bundle, spec);
+    let namespaces = namespaces::namespaces(linux, place)?;
+    let seccomp = linux.seccomp.as_ref();
+    let seccomp = seccomp.map(|it| seccomp::program(it, place, || state("creating"))).transpose()?;
     let described = spec.process.as_ref().ok_or_else(|| PlanError::invalid("process", "is missing"))?;
-    let process = process::process(described, input.user, input.image, seccomp)?;
+    let mut process = process::process(described, input.user, input.image, seccomp, place)?;
+    attributes::add_container(&mut process.attributes, linux)?;
+    let (hostname, domainname) = host_names(spec, &namespaces.uts, input.id)?;
     Ok(ContainerPlan {
         id: input.id.to_owned(),
-        hostname: own.uts.then(|| hostname(spec, input.id)).transpose()?,
-        own_ipc: own.ipc,
-        own_network: own.network,
+        hostname,
+        domainname,
         rootfs: input.rootfs,
         rootfs_readonly: spec.root.as_ref().is_some_and(|root| root.readonly),
         rootfs_propagation: match linux.rootfs_propagation.as_str() {
@@ -97,93 +106,99 @@ pub fn container(input: Container<'_>) -> Result<ContainerPlan, PlanError> {
             word => mounts::propagation(word)
                 .ok_or_else(|| PlanError::invalid("linux.rootfsPropagation", format!("{word:?}")))?,
         },
-        mounts: mounts::mounts(&spec.mounts, input.place)?,
+        mounts: mounts::mounts(&spec.mounts, place)?,
         devices: devices::nodes(&linux.devices)?,
         device_rules: devices::rules(linux.resources.as_ref())?,
         masked_paths: paths("linux.maskedPaths", &linux.masked_paths)?,
         readonly_paths: paths("linux.readonlyPaths", &linux.readonly_paths)?,
-        cgroup: linux.resources.as_ref().map(resources::writes).transpose()?.unwrap_or_default(),
+        cgroup: linux
+            .resources
+            .as_ref()
+            .map(|it| resources::limits(it, place))
+            .transpose()?
+            .unwrap_or_default(),
         sysctls: sysctls(linux)?,
+        net_devices: namespaces::net_devices(linux, &namespaces, place)?,
+        hooks: hooks::hooks(spec.hooks.as_ref(), place, state)?,
+        namespaces,
         process,
         inherited: 0,
     })
 }
 
-/// One more process. It runs under the container's own `seccomp` program.
-pub fn exec(
-    described: &oci::Process,
-    user: Option<NamedUser<'_>>,
-    seccomp: Option<Seccomp>,
-) -> Result<ExecPlan, PlanError> {
-    Ok(ExecPlan { process: process::process(described, user, None, seccomp)? })
+/// What an exec is started in.
+#[derive(Debug, Clone)]
+pub struct Exec<'a> {
+    pub process: &'a oci::Process,
+    pub user: Option<NamedUser<'a>>,
+    /// The container's own program.
+    pub seccomp: Option<Seccomp>,
+    /// The container's own document, whose personality and memory policy count for every process of it.
+    pub container: Option<&'a oci::Linux>,
+    pub place: Place,
 }
 
+/// One more process in a container.
+pub fn exec(input: Exec<'_>) -> Result<ExecPlan, PlanError> {
+    let mut process = process::process(input.process, input.user, None, input.seccomp, input.place)?;
+    if let Some(linux) = input.container {
+        attributes::add_container(&mut process.attributes, linux)?;
+    }
+    Ok(ExecPlan { process })
+}
+
+/// Those hooks that the starter runs itself, in the runtime's namespaces: `prestart`, `createRuntime`, `poststart`,
+/// `poststop`. `field` names the list in errors.
+pub fn runtime_hooks(
+    field: &'static str,
+    list: &[oci::Hook],
+) -> Result<Vec<nacre_protocols::init_launcher::Hook>, PlanError> {
+    hooks::list(field, list)
+}
+
+/// The state of a container as JSON, cut where the number of its process belongs (runtime specification, "State").
+pub fn state(
+    id: &str,
+    status: &str,
+    bundle: &str,
+    spec: &oci::Spec,
+) -> nacre_protocols::init_launcher::StateText {
+    hooks::state(id, status, bundle, spec)
+}
+
+/// What no kernel that this runs on has.
 fn refuse_unsupported(spec: &oci::Spec, linux: &oci::Linux) -> Result<(), PlanError> {
-    if let Some(hooks) = &spec.hooks {
-        let all = [
-            &hooks.prestart,
-            &hooks.poststart,
-            &hooks.poststop,
-            &hooks.create_runtime,
-            &hooks.create_container,
-            &hooks.start_container,
-        ];
-        if all.iter().any(|hooks| !hooks.is_empty()) {
-            return Err(PlanError::unsupported("running hooks in the guest"));
-        }
-    }
-    if !linux.uid_mappings.is_empty() || !linux.gid_mappings.is_empty() {
-        return Err(PlanError::unsupported("a user namespace"));
-    }
     if linux.intel_rdt.as_ref().is_some_and(|rdt| *rdt != oci::IntelRdt::default()) {
-        return Err(PlanError::unsupported("intelRdt"));
+        return Err(PlanError::unsupported("linux.intelRdt, for which the kernel has no resctrl,"));
     }
-    for (is_there, field) in [
-        (!spec.domainname.is_empty(), "domainname"),
-        (!linux.net_devices.is_empty(), "linux.netDevices"),
-        (linux.memory_policy.is_some(), "linux.memoryPolicy"),
-        (linux.personality.is_some(), "linux.personality"),
-        (!linux.time_offsets.is_empty(), "linux.timeOffsets"),
-    ] {
-        if is_there {
-            return Err(PlanError::unsupported(field));
-        }
+    if !linux.mount_label.is_empty() {
+        return Err(PlanError::unsupported("linux.mountLabel, for which the kernel has no SELinux,"));
     }
-    Ok(())
+    at_most("annotations", spec.annotations.len(), LIST_MAX)
 }
 
-#[derive(Default)]
-struct OwnNamespaces {
-    ipc: bool,
-    uts: bool,
-    network: bool,
-}
-
-impl OwnNamespaces {
-    fn of(linux: &oci::Linux) -> Result<Self, PlanError> {
-        let mut own = Self::default();
-        for namespace in &linux.namespaces {
-            if !namespace.path.is_empty() {
-                return Err(PlanError::unsupported(format!(
-                    "joining a {} namespace by path",
-                    namespace.r#type
-                )));
-            }
-            match namespace.r#type.as_str() {
-                "pid" | "mount" | "cgroup" => {}
-                "ipc" => own.ipc = true,
-                "uts" => own.uts = true,
-                "network" => own.network = true,
-                word @ ("user" | "time") => {
-                    return Err(PlanError::unsupported(format!("a {word} namespace")));
-                }
-                word => {
-                    return Err(PlanError::invalid("linux.namespaces.type", format!("{word:?} is unknown")));
-                }
-            }
-        }
-        Ok(own)
+/// Those of the document where the container has names of its own.
+fn host_names(
+    spec: &oci::Spec,
+    uts: &Namespace,
+    id: &str,
+) -> Result<(Option<String>, Option<String>), PlanError> {
+    if *uts == Namespace::Shared {
+        return Ok((None, None));
     }
+    let domainname = match spec.domainname.as_str() {
+        "" => None,
+        name if name.len() <= HOSTNAME_MAX && name.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Some(name.to_owned())
+        }
+        _ => {
+            let reason = format!("is longer than {HOSTNAME_MAX} bytes or not printable");
+            return Err(PlanError::invalid("domainname", reason));
+        }
+    };
+    // A namespace that is joined has a name already.
+    let named = *uts == Namespace::Fresh || !spec.hostname.is_empty();
+    Ok((named.then(|| hostname(spec, id)).transpose()?, domainname))
 }
 
 /// The specification's, or the first 12 characters of the id as docker does.
@@ -260,7 +275,15 @@ mod tests {
     fn plan(spec: &oci::Spec) -> Result<ContainerPlan, PlanError> {
         let rootfs = Rootfs::Layers(vec![]);
         let place = Place::Sandbox;
-        container(Container { id: "0123456789abcdef", spec, rootfs, user: None, image: None, place })
+        container(Container {
+            id: "0123456789abcdef",
+            spec,
+            rootfs,
+            user: None,
+            image: None,
+            bundle: "",
+            place,
+        })
     }
 
     #[test]
@@ -278,7 +301,7 @@ mod tests {
         assert_eq!(plan.process.cwd, "/");
         assert_eq!(plan.process.user, User::Ids { uid: 0, gid: 0, additional: vec![] });
         assert_eq!(plan.hostname, None);
-        assert!(!plan.own_ipc && !plan.own_network);
+        assert_eq!((plan.namespaces.ipc, plan.namespaces.network), (Namespace::Shared, Namespace::Shared));
         assert!(matches!(plan.mounts[0].kind, MountKind::Proc { .. }));
         assert!(plan.devices.iter().any(|device| device.path == "/dev/null"));
     }
@@ -289,7 +312,7 @@ mod tests {
         let fresh = |kind: &str| oci::Namespace { r#type: kind.into(), path: String::new() };
         linux(&mut spec).namespaces = ["pid", "ipc", "uts"].map(fresh).to_vec();
         let own = plan(&spec).unwrap();
-        assert_eq!((own.own_ipc, own.own_network), (true, false));
+        assert_eq!((own.namespaces.ipc, own.namespaces.network), (Namespace::Fresh, Namespace::Shared));
         assert_eq!(own.hostname.as_deref(), Some("0123456789ab"));
         spec.hostname = "web".into();
         assert_eq!(plan(&spec).unwrap().hostname.as_deref(), Some("web"));
@@ -319,11 +342,11 @@ mod tests {
                     let hook = oci::Hook { path: "/hook".into(), ..Default::default() };
                     spec.hooks = Some(oci::Hooks { prestart: vec![hook], ..Default::default() });
                 },
-                "running hooks in the guest is not supported",
+                "hooks.prestart in the guest is not supported",
             ),
             (
                 |spec| linux(spec).uid_mappings.push(oci::IdMapping::default()),
-                "a user namespace is not supported",
+                "linux.uidMappings: needs a user namespace",
             ),
             (
                 |spec| linux(spec).masked_paths.push("proc/kcore".into()),

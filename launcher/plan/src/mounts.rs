@@ -1,9 +1,10 @@
 //! Mounts: type and option words to what mount_setattr(2) and fsconfig(2) take.
 
+use super::namespaces::mappings;
 use super::{Place, PlanError, absolute, at_most};
 use crate::oci;
 use nacre_protocols::init_launcher::{
-    AccessTime, MOUNTS_MAX, Mount, MountAttributes, MountKind, Propagation,
+    AccessTime, MOUNTS_MAX, Mount, MountAttributes, MountChanges, MountKind, MountMapping, Propagation,
 };
 use nacre_protocols::names::KATA_RUN_DIR;
 
@@ -17,36 +18,79 @@ pub fn mounts(list: &[oci::Mount], place: Place) -> Result<Vec<Mount>, PlanError
 
 fn mount(mount: &oci::Mount, place: Place) -> Result<Mount, PlanError> {
     let destination = absolute("mounts.destination", &mount.destination)?;
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(PlanError::unsupported(format!("mount of {destination} with id mappings")));
-    }
-    let options = Options::read(&destination, &mount.options)?;
+    let mut options = Options::read(&destination, &mount.options)?;
     let field = || format!("mount of {destination}");
-    let data = options.data;
+    let data = std::mem::take(&mut options.data);
+    let super_block = std::mem::take(&mut options.super_block);
     let takes_no_data = |data: Vec<String>, kind: MountKind| match data.first() {
         None => Ok(kind),
         Some(option) => Err(PlanError::invalid(field(), format!("unknown option {option:?}"))),
     };
+    // Such words are about a file system as a whole, of which a bind or a mount that is there is no new one.
+    let whole = |mut data: Vec<String>| {
+        data.extend(super_block.iter().cloned());
+        data
+    };
     let is_bind = options.bind || matches!(mount.r#type.as_str(), "bind" | "rbind");
-    let kind = if is_bind {
+    let kind = if options.remount {
+        takes_no_data(data, MountKind::Remount)?
+    } else if is_bind {
         let recursive = options.recursive || mount.r#type == "rbind";
         takes_no_data(data, MountKind::Bind { source: bind_source(&mount.source, place)?, recursive })?
     } else {
         match mount.r#type.as_str() {
             "proc" => MountKind::Proc { data },
             "sysfs" => takes_no_data(data, MountKind::Sysfs)?,
-            "tmpfs" => MountKind::Tmpfs { data, copy_up: options.copy_up },
+            "tmpfs" => MountKind::Tmpfs { data: whole(data), copy_up: options.copy_up },
             "devpts" => MountKind::Devpts { data },
             "mqueue" => takes_no_data(data, MountKind::Mqueue)?,
-            // Whatever options the one hierarchy of the guest has, it has them already.
+            // Whatever options the one hierarchy has, it has them already.
             "cgroup" | "cgroup2" => MountKind::Cgroup2,
+            name if place == Place::Host && is_file_system(name) => MountKind::Filesystem {
+                name: name.to_owned(),
+                source: mount.source.clone(),
+                data: whole(data),
+            },
             other => return Err(PlanError::unsupported(format!("{} with type {other:?}", field()))),
         }
     };
-    Ok(Mount { destination, kind, attributes: options.attributes, propagation: options.propagation })
+    if options.copy_up && !matches!(kind, MountKind::Tmpfs { .. }) {
+        return Err(PlanError::invalid(field(), "tmpcopyup is for a tmpfs"));
+    }
+    Ok(Mount {
+        id_mapping: id_mapping(mount, &options, &kind, place, &destination)?,
+        destination,
+        kind,
+        attributes: options.attributes,
+        changes: options.changes,
+        propagation: options.propagation,
+    })
 }
 
-/// Only what was brought into a sandbox for its containers can be shown to them, nothing of the guest's own.
+/// With mappings of its own also without the word that asks for it (runtime specification, "Mounts").
+fn id_mapping(
+    mount: &oci::Mount,
+    options: &Options,
+    kind: &MountKind,
+    place: Place,
+    destination: &str,
+) -> Result<Option<MountMapping>, PlanError> {
+    let own = !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty();
+    let Some(recursive) = options.mapped.or(own.then_some(false)) else { return Ok(None) };
+    let field = format!("mount of {destination}");
+    if place == Place::Sandbox && !matches!(kind, MountKind::Bind { .. })
+        || matches!(kind, MountKind::Remount)
+    {
+        return Err(PlanError::invalid(field, "only a bind can have its ids mapped"));
+    }
+    let mappings = own.then(|| mappings(&field, &mount.uid_mappings, &mount.gid_mappings)).transpose()?;
+    if mappings.as_ref().is_some_and(|all| all.users.is_empty() || all.groups.is_empty()) {
+        return Err(PlanError::invalid(field, "needs both uidMappings and gidMappings"));
+    }
+    Ok(Some(MountMapping { mappings, recursive }))
+}
+
+/// In a sandbox only what was brought there for its containers can be shown to them, nothing of the guest's own.
 fn bind_source(source: &str, place: Place) -> Result<String, PlanError> {
     let source = absolute("mounts.source", source)?;
     let inside = source.strip_prefix(KATA_RUN_DIR).is_some_and(|rest| rest.starts_with('/'));
@@ -57,15 +101,27 @@ fn bind_source(source: &str, place: Place) -> Result<String, PlanError> {
     }
 }
 
+/// The kernel knows whether there is one of that name.
+fn is_file_system(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+}
+
 #[derive(Default)]
 struct Options {
     attributes: MountAttributes,
+    changes: MountChanges,
     propagation: Option<Propagation>,
     bind: bool,
     recursive: bool,
+    remount: bool,
     copy_up: bool,
+    /// Ids are mapped; with `true` on all mounts beneath, too.
+    mapped: Option<bool>,
     /// For the file system itself.
     data: Vec<String>,
+    /// Flags of the file system itself that every one knows.
+    super_block: Vec<String>,
 }
 
 impl Options {
@@ -77,46 +133,70 @@ impl Options {
                 let reason = "an option has a NUL in it";
                 return Err(PlanError::invalid(format!("mount of {destination}"), reason));
             }
-            if matches!(word.as_str(), "rro" | "rrw" | "remount" | "idmap" | "ridmap") {
-                return Err(PlanError::unsupported(format!("mount of {destination} with option {word:?}")));
-            }
             options.apply(word);
         }
         Ok(options)
     }
 
     fn apply(&mut self, word: &str) {
-        let attributes = &mut self.attributes;
+        let changes = &mut self.changes;
+        if attribute(word, &mut self.attributes, &mut changes.cleared) {
+            return;
+        }
+        // Every attribute has its twin for the mounts beneath.
+        if let Some(word) = word.strip_prefix('r')
+            && attribute(word, &mut changes.recursive, &mut changes.recursive_cleared)
+        {
+            return;
+        }
         match word {
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive) = (true, true),
+            "remount" => self.remount = true,
             "tmpcopyup" => self.copy_up = true,
-            "ro" => attributes.read_only = true,
-            "rw" => attributes.read_only = false,
-            "nosuid" => attributes.no_suid = true,
-            "suid" => attributes.no_suid = false,
-            "nodev" => attributes.no_dev = true,
-            "dev" => attributes.no_dev = false,
-            "noexec" => attributes.no_exec = true,
-            "exec" => attributes.no_exec = false,
-            "nosymfollow" => attributes.no_symlinks = true,
-            "symfollow" => attributes.no_symlinks = false,
-            "noatime" => attributes.access_time = AccessTime::Never,
-            "strictatime" => attributes.access_time = AccessTime::Strict,
-            "relatime" | "atime" | "norelatime" | "nostrictatime" => {
-                attributes.access_time = AccessTime::Relative;
-            }
-            "nodiratime" => attributes.no_dir_access_time = true,
-            "diratime" => attributes.no_dir_access_time = false,
-            // Nothing to do, or of no effect on the file systems of a container.
-            "" | "defaults" | "async" | "sync" | "dirsync" | "nomand" | "mand" | "silent" | "loud"
-            | "lazytime" | "nolazytime" | "iversion" | "noiversion" => {}
+            "idmap" => self.mapped = Some(self.mapped.unwrap_or(false)),
+            "ridmap" => self.mapped = Some(true),
+            "sync" | "dirsync" | "lazytime" | "mand" => self.super_block.push(word.to_owned()),
+            // What a file system is without them, and what says nothing to the kernel.
+            "" | "defaults" | "async" | "nomand" | "nolazytime" | "silent" | "loud" | "iversion"
+            | "noiversion" => {}
             word => match propagation(word) {
                 Some(propagation) => self.propagation = Some(propagation),
                 None => self.data.push(word.to_owned()),
             },
         }
     }
+}
+
+/// Sets or clears what `word` is about; false if it is about something else. The last word counts.
+fn attribute(word: &str, set: &mut MountAttributes, cleared: &mut MountAttributes) -> bool {
+    type Field = fn(&mut MountAttributes) -> &mut bool;
+    let (field, on): (Field, bool) = match word {
+        "ro" => (|it| &mut it.read_only, true),
+        "rw" => (|it| &mut it.read_only, false),
+        "nosuid" => (|it| &mut it.no_suid, true),
+        "suid" => (|it| &mut it.no_suid, false),
+        "nodev" => (|it| &mut it.no_dev, true),
+        "dev" => (|it| &mut it.no_dev, false),
+        "noexec" => (|it| &mut it.no_exec, true),
+        "exec" => (|it| &mut it.no_exec, false),
+        "nosymfollow" => (|it| &mut it.no_symlinks, true),
+        "symfollow" => (|it| &mut it.no_symlinks, false),
+        "nodiratime" => (|it| &mut it.no_dir_access_time, true),
+        "diratime" => (|it| &mut it.no_dir_access_time, false),
+        "noatime" | "strictatime" | "relatime" | "atime" | "norelatime" | "nostrictatime" => {
+            set.access_time = match word {
+                "noatime" => AccessTime::Never,
+                "strictatime" => AccessTime::Strict,
+                _ => AccessTime::Relative,
+            };
+            return true;
+        }
+        _ => return false,
+    };
+    *field(set) = on;
+    *field(cleared) = !on;
+    true
 }
 
 /// The kinds of shared subtrees, as mount(8) names them.
@@ -183,20 +263,65 @@ mod tests {
 
     #[test]
     fn option_words_set_and_clear_attributes_in_order() {
-        let words =
-            ["nosuid", "nodev", "noexec", "ro", "rw", "noatime", "nodiratime", "rslave", "nosymfollow"];
+        let words = [
+            "nosuid",
+            "nodev",
+            "noexec",
+            "ro",
+            "rw",
+            "noatime",
+            "nodiratime",
+            "rslave",
+            "nosymfollow",
+            "rro",
+            "rexec",
+        ];
         let mount = mount(&described("sysfs", "sysfs", &words), Place::Sandbox).unwrap();
         let expected = MountAttributes {
-            read_only: false,
             no_suid: true,
             no_dev: true,
             no_exec: true,
             no_symlinks: true,
             access_time: AccessTime::Never,
             no_dir_access_time: true,
+            read_only: false,
         };
-        assert_eq!(mount.attributes, expected);
+        let changes = MountChanges {
+            cleared: MountAttributes { read_only: true, ..Default::default() },
+            recursive: MountAttributes { read_only: true, ..Default::default() },
+            recursive_cleared: MountAttributes { no_exec: true, ..Default::default() },
+        };
+        assert_eq!((mount.attributes, mount.changes), (expected, changes));
         assert_eq!(mount.propagation, Some(Propagation::RecursiveSlave));
+    }
+
+    #[test]
+    fn ids_are_mapped_by_word_or_by_mappings() {
+        let source = "/run/kata-containers/shared/containers/vol0";
+        let mapped = |options: &[&str], own: bool| {
+            let mut described = described("bind", source, options);
+            if own {
+                described.uid_mappings = vec![oci::IdMapping { container_id: 0, host_id: 7, size: 9 }];
+                described.gid_mappings = described.uid_mappings.clone();
+            }
+            let mapping = mount(&described, Place::Sandbox).unwrap().id_mapping;
+            mapping.map(|it| (it.mappings.map(|all| all.users[0].outside), it.recursive))
+        };
+        assert_eq!(mapped(&[], false), None);
+        assert_eq!(mapped(&[], true), Some((Some(7), false)));
+        assert_eq!(mapped(&["idmap"], false), Some((None, false)));
+        assert_eq!(mapped(&["rbind", "ridmap"], true), Some((Some(7), true)));
+    }
+
+    #[test]
+    fn a_host_mounts_what_its_kernel_knows() {
+        let overlay = described("overlay", "overlay", &["lowerdir=/a:/b", "sync"]);
+        let data = ["lowerdir=/a:/b", "sync"].map(str::to_owned).to_vec();
+        let kind = MountKind::Filesystem { name: "overlay".into(), source: "overlay".into(), data };
+        assert_eq!(mount(&overlay, Place::Host).unwrap().kind, kind);
+        assert!(mount(&overlay, Place::Sandbox).is_err());
+        let again = described("none", "", &["bind", "remount", "ro"]);
+        assert_eq!(mount(&again, Place::Host).unwrap().kind, MountKind::Remount);
     }
 
     #[test]
@@ -219,7 +344,9 @@ mod tests {
         for (kind, source, options) in [
             ("ext4", "/dev/vdc", &[][..]),
             ("bind", shared, &["colour=blue"]),
-            ("bind", shared, &["rro"]),
+            ("bind", shared, &["rcolour"]),
+            ("sysfs", "sysfs", &["tmpcopyup"]),
+            ("proc", "proc", &["idmap"]),
             ("sysfs", "sysfs", &["size=1"]),
             ("tmpfs", "tmpfs", &["size=1\0"]),
         ] {

@@ -1,7 +1,7 @@
 //! The process: command, environment, user, limits, and what the image says where the caller does not.
 
 use super::capabilities::capabilities;
-use super::{NamedUser, PlanError, absolute, at_most};
+use super::{NamedUser, Place, PlanError, absolute, at_most, attributes};
 use crate::oci;
 use nacre_protocols::init_launcher::{ARGS_MAX, LIST_MAX, Process, Rlimit, Seccomp, TerminalSize, User};
 use nacre_protocols::names::RESERVED_UIDS;
@@ -50,12 +50,12 @@ pub fn process(
     user: Option<NamedUser<'_>>,
     image: Option<ImageDefaults<'_>>,
     seccomp: Option<Seccomp>,
+    place: Place,
 ) -> Result<Process, PlanError> {
-    refuse_unsupported(described)?;
     let mut args = described.args.clone();
     let mut env = described.env.clone();
     let mut cwd = described.cwd.as_str();
-    let mut account = account(described, user)?;
+    let mut account = account(described, user, place)?;
     if let Some(image) = image {
         if args.is_empty() {
             args.extend(image.entrypoint.iter().chain(image.command).cloned());
@@ -85,21 +85,9 @@ pub fn process(
         no_new_privileges: described.no_new_privileges,
         oom_score_adj: described.oom_score_adj.map(oom_score_adj).transpose()?,
         seccomp,
-        umask: described.user.umask,
+        umask: described.user.umask.map(umask).transpose()?,
+        attributes: attributes::of_process(described, place)?,
     })
-}
-
-fn refuse_unsupported(described: &oci::Process) -> Result<(), PlanError> {
-    for (is_there, field) in [
-        (described.scheduler.is_some(), "process.scheduler"),
-        (described.io_priority.is_some(), "process.ioPriority"),
-        (described.exec_cpu_affinity.is_some(), "process.execCPUAffinity"),
-    ] {
-        if is_there {
-            return Err(PlanError::unsupported(field));
-        }
-    }
-    Ok(())
 }
 
 /// `user[:group]`, names or numbers, to be looked up in the container.
@@ -116,12 +104,14 @@ pub fn user_by_name(name: &str, additional: Vec<u32>) -> Result<User, PlanError>
 }
 
 /// A name in the request, a name in the process, or numbers.
-fn account(described: &oci::Process, named: Option<NamedUser<'_>>) -> Result<User, PlanError> {
+fn account(described: &oci::Process, named: Option<NamedUser<'_>>, place: Place) -> Result<User, PlanError> {
     let user = &described.user;
     at_most("process.user.additionalGids", user.additional_gids.len(), LIST_MAX)?;
     let additional = user.additional_gids.clone();
     let numbers = [user.uid, user.gid].into_iter().chain(additional.iter().copied());
-    numbers.into_iter().try_for_each(refuse_reserved)?;
+    if place == Place::Sandbox {
+        numbers.into_iter().try_for_each(refuse_reserved)?;
+    }
     if let Some(named) = named.filter(|named| !named.user.is_empty()) {
         let name = match named.group {
             "" => named.user.to_owned(),
@@ -182,6 +172,14 @@ fn rlimits(described: &[oci::Rlimit]) -> Result<Vec<Rlimit>, PlanError> {
     described.iter().map(rlimit).collect()
 }
 
+fn umask(mask: u32) -> Result<u32, PlanError> {
+    if mask & !0o777 == 0 {
+        Ok(mask)
+    } else {
+        Err(PlanError::invalid("process.user.umask", format!("{mask:o} has more than permission bits")))
+    }
+}
+
 fn oom_score_adj(value: i64) -> Result<i16, PlanError> {
     match i16::try_from(value) {
         Ok(value) if (-1000..=1000).contains(&value) => Ok(value),
@@ -205,7 +203,7 @@ mod tests {
             working_directory: "/srv",
             user: "web:www",
         };
-        process(described, None, Some(image), None).unwrap()
+        process(described, None, Some(image), None, Place::Sandbox).unwrap()
     }
 
     #[test]
@@ -240,7 +238,7 @@ mod tests {
             (&numbers, Some(string("", "staff")), User::Ids { uid: 1000, gid: 100, additional: vec![7] }),
         ] {
             let described = oci::Process { user: user.clone(), ..Default::default() };
-            assert_eq!(account(&described, request), Ok(expected), "{user:?} {request:?}");
+            assert_eq!(account(&described, request, Place::Sandbox), Ok(expected), "{user:?} {request:?}");
         }
     }
 
@@ -254,7 +252,7 @@ mod tests {
             oci::User { username: "0:2147352577".into(), ..Default::default() },
         ] {
             let described = oci::Process { user, ..Default::default() };
-            assert!(account(&described, None).unwrap_err().to_string().contains("reserved"));
+            assert!(account(&described, None, Place::Sandbox).unwrap_err().to_string().contains("reserved"));
         }
     }
 
@@ -277,7 +275,7 @@ mod tests {
             ),
             (oci::Process { env: vec![String::new(); ARGS_MAX + 1], ..base() }, "process.env has more than"),
         ] {
-            let error = process(&described, None, None, None).unwrap_err().to_string();
+            let error = process(&described, None, None, None, Place::Sandbox).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
         }
     }

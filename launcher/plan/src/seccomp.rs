@@ -5,30 +5,44 @@
 //! does not have are ignored. Numbers beyond all that the profile names fail with ENOSYS where the default is to fail,
 //! so that a library of a newer time falls back instead of giving up.
 
-use super::{PlanError, at_most};
-use crate::bpf::{Action, AssembleError, Clause, Comparison, Condition, Filter};
+use super::{Place, PlanError, absolute, at_most, hooks};
+use crate::bpf::{AUDIT_ARCH_I386, Action, AssembleError, Clause, Comparison, Condition, Filter};
 use crate::oci;
-use nacre_protocols::init_launcher::{LIST_MAX, SECCOMP_MAX, Seccomp};
+use nacre_protocols::init_launcher::{LIST_MAX, SECCOMP_MAX, Seccomp, SeccompListener, StateText};
 use std::collections::BTreeMap;
 
 /// `number name` of every 64-bit call of Linux 6.12 on x86-64, a line each.
 pub const CALLS: &str = include_str!("syscalls_x86_64.txt");
+/// The same of the calls of 32-bit programs.
+const CALLS_I386: &str = include_str!("syscalls_i386.txt");
 const EPERM: u32 = 1;
-/// Flags of seccomp(2) that a profile can ask for and that need nobody to answer.
+/// Flags of seccomp(2) that a profile can ask for.
 const FLAG_LOG: u32 = 1 << 1;
 const FLAG_SPEC_ALLOW: u32 = 1 << 2;
+const FLAG_WAIT_KILLABLE_RECV: u32 = 1 << 5;
+/// What a launcher does itself between loading a program and executing the command: were the listener asked, it would
+/// wait for a descriptor that has not been sent yet.
+const NEVER_NOTIFIED: [&str; 5] = ["sendmsg", "capset", "capget", "prctl", "close"];
 
-pub fn program(profile: &oci::Seccomp) -> Result<Seccomp, PlanError> {
+/// `state`: what a listener is told of the container.
+pub fn program(
+    profile: &oci::Seccomp,
+    place: Place,
+    state: impl Fn() -> StateText,
+) -> Result<Seccomp, PlanError> {
     at_most("linux.seccomp.syscalls", profile.syscalls.len(), LIST_MAX)?;
     at_most("linux.seccomp.flags", profile.flags.len(), LIST_MAX)?;
-    if !profile.listener_path.is_empty() || !profile.listener_metadata.is_empty() {
-        return Err(PlanError::unsupported("linux.seccomp.listenerPath"));
-    }
+    let listener = listener(profile, place, state)?;
     let default = action(&profile.default_action, profile.default_errno_ret)?;
-    let (calls, last) = calls(profile, default)?;
+    let table = Numbers::new(CALLS);
+    let (calls, last) = calls(profile, default, &table)?;
+    let foreign = match has_32_bit(&profile.architectures)? {
+        true => Some((AUDIT_ARCH_I386, self::calls(profile, default, &Numbers::new(CALLS_I386))?.0)),
+        false => None,
+    };
     let fails = default == Action::errno(EPERM);
-    let filter =
-        Filter { calls, default, beyond: last.filter(|_| fails).map(|last| (last, Action::NO_SUCH_CALL)) };
+    let beyond = last.filter(|_| fails).map(|last| (last, Action::NO_SUCH_CALL));
+    let filter = Filter { calls, default, beyond, foreign };
     let program = filter.assemble().map_err(|error| match error {
         AssembleError::TooLong => {
             PlanError::TooMany { field: "the program of linux.seccomp", limit: SECCOMP_MAX }
@@ -37,21 +51,75 @@ pub fn program(profile: &oci::Seccomp) -> Result<Seccomp, PlanError> {
             PlanError::invalid("linux.seccomp.syscalls.args", format!("index {argument} is above 5"))
         }
     })?;
-    Ok(Seccomp { program, flags: flags(&profile.flags)? })
+    let mut flags = flags(&profile.flags)?;
+    if listener.is_none() {
+        // About a listener; without one the kernel refuses it.
+        flags &= !FLAG_WAIT_KILLABLE_RECV;
+    }
+    Ok(Seccomp { program, flags, listener })
+}
+
+/// Who is asked about SCMP_ACT_NOTIFY; there must be somebody exactly when something asks.
+fn listener(
+    profile: &oci::Seccomp,
+    place: Place,
+    state: impl Fn() -> StateText,
+) -> Result<Option<SeccompListener>, PlanError> {
+    const NOTIFY: &str = "SCMP_ACT_NOTIFY";
+    let asks = |action: &str| action == NOTIFY;
+    if asks(&profile.default_action) {
+        return Err(PlanError::invalid("linux.seccomp.defaultAction", format!("{NOTIFY} can be no default")));
+    }
+    let notified: Vec<_> = profile.syscalls.iter().filter(|entry| asks(&entry.action)).collect();
+    let never =
+        notified.iter().flat_map(|entry| &entry.names).find(|name| NEVER_NOTIFIED.contains(&name.as_str()));
+    if let Some(name) = never {
+        let reason = format!("{NOTIFY} for {name}, which the launcher itself calls");
+        return Err(PlanError::invalid("linux.seccomp.syscalls", reason));
+    }
+    match (profile.listener_path.as_str(), notified.is_empty()) {
+        ("", true) if profile.listener_metadata.is_empty() => Ok(None),
+        ("", _) => Err(PlanError::invalid("linux.seccomp.listenerPath", format!("is missing for {NOTIFY}"))),
+        _ if place == Place::Sandbox => {
+            Err(PlanError::unsupported("linux.seccomp.listenerPath, which no guest has,"))
+        }
+        // Nobody would ever be asked.
+        (_, true) => Ok(None),
+        (path, false) => Ok(Some(SeccompListener {
+            path: absolute("linux.seccomp.listenerPath", path)?,
+            message: hooks::listener_state(&profile.listener_metadata, state()),
+        })),
+    }
+}
+
+/// True when calls of 32-bit programs are spoken of too; the machine's own always are. x32 calls do not exist whatever the
+/// profile says.
+fn has_32_bit(architectures: &[String]) -> Result<bool, PlanError> {
+    at_most("linux.seccomp.architectures", architectures.len(), 32)?;
+    for word in architectures {
+        // One of another machine never runs here.
+        if !word.starts_with("SCMP_ARCH_") {
+            return Err(PlanError::invalid("linux.seccomp.architectures", format!("{word:?} is unknown")));
+        }
+    }
+    Ok(architectures.iter().any(|word| word == "SCMP_ARCH_X86"))
 }
 
 type Calls = BTreeMap<u32, Vec<Clause>>;
 
 /// Clauses by number, and the highest number that the profile names.
-fn calls(profile: &oci::Seccomp, default: Action) -> Result<(Calls, Option<u32>), PlanError> {
-    let numbers = numbers();
+fn calls(
+    profile: &oci::Seccomp,
+    default: Action,
+    numbers: &Numbers,
+) -> Result<(Calls, Option<u32>), PlanError> {
     let mut calls = Calls::new();
     let mut last = None;
     let mut total = 0;
     for entry in &profile.syscalls {
         let action = action(&entry.action, entry.errno_ret)?;
         let alternatives = alternatives(&entry.args)?;
-        for number in entry.names.iter().filter_map(|name| numbers.get(name.as_str()).copied()) {
+        for number in entry.names.iter().filter_map(|name| numbers.of(name)) {
             last = last.max(Some(number));
             // libseccomp, too, makes no rule of what the default says anyway.
             if action == default {
@@ -74,12 +142,20 @@ fn calls(profile: &oci::Seccomp, default: Action) -> Result<(Calls, Option<u32>)
     Ok((calls, last))
 }
 
-fn numbers() -> BTreeMap<&'static str, u32> {
-    let mut numbers = BTreeMap::new();
-    for (name, number) in CALLS.lines().filter_map(parse_line) {
-        numbers.insert(name, number);
+/// Names in their order, so that a name is found by halving.
+struct Numbers(Vec<(&'static str, u32)>);
+
+impl Numbers {
+    fn new(table: &'static str) -> Self {
+        let mut all: Vec<_> = table.lines().filter_map(parse_line).collect();
+        all.sort_unstable();
+        Self(all)
     }
-    numbers
+
+    fn of(&self, name: &str) -> Option<u32> {
+        let at = self.0.binary_search_by_key(&name, |(name, _)| name).ok()?;
+        self.0.get(at).map(|(_, number)| *number)
+    }
 }
 
 fn parse_line(line: &'static str) -> Option<(&'static str, u32)> {
@@ -133,9 +209,8 @@ fn action(word: &str, errno: Option<u32>) -> Result<Action, PlanError> {
         "SCMP_ACT_KILL_PROCESS" => Action::KILL_PROCESS,
         "SCMP_ACT_LOG" => Action::LOG,
         "SCMP_ACT_TRAP" => Action::trap(0),
-        "SCMP_ACT_TRACE" | "SCMP_ACT_NOTIFY" => {
-            return Err(PlanError::unsupported(format!("seccomp action {word}, which needs a supervisor,")));
-        }
+        "SCMP_ACT_TRACE" => Action::trace(u16::try_from(errno.unwrap_or(EPERM)).unwrap_or(u16::MAX)),
+        "SCMP_ACT_NOTIFY" => Action::NOTIFY,
         _ => return Err(PlanError::invalid("linux.seccomp", format!("action {word:?} is unknown"))),
     })
 }
@@ -144,8 +219,9 @@ fn flags(words: &[String]) -> Result<u32, PlanError> {
     words.iter().try_fold(0, |flags, word| match word.as_str() {
         "SECCOMP_FILTER_FLAG_LOG" => Ok(flags | FLAG_LOG),
         "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => Ok(flags | FLAG_SPEC_ALLOW),
-        // The launcher has one thread, and nobody listens.
-        "SECCOMP_FILTER_FLAG_TSYNC" | "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => Ok(flags),
+        "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => Ok(flags | FLAG_WAIT_KILLABLE_RECV),
+        // The launcher has one thread.
+        "SECCOMP_FILTER_FLAG_TSYNC" => Ok(flags),
         _ => Err(PlanError::invalid("linux.seccomp.flags", format!("{word:?} is unknown"))),
     })
 }
@@ -153,7 +229,7 @@ fn flags(words: &[String]) -> Result<u32, PlanError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bpf::interpreter::{native, run};
+    use crate::bpf::interpreter::{Call, native, run};
 
     const READ: u32 = 0;
     const SOCKET: u32 = 41;
@@ -183,10 +259,14 @@ mod tests {
         oci::Seccomp { default_action: default.into(), syscalls, ..Default::default() }
     }
 
+    fn program(profile: &oci::Seccomp) -> Result<Seccomp, PlanError> {
+        super::program(profile, Place::Sandbox, StateText::default)
+    }
+
     #[test]
     fn the_table_of_calls_is_the_kernels() {
-        let numbers = numbers();
-        assert_eq!(numbers.len(), CALLS.lines().count());
+        let numbers = Numbers::new(CALLS);
+        assert_eq!(numbers.0.len(), CALLS.lines().count());
         for (name, number) in [
             ("read", READ),
             ("socket", SOCKET),
@@ -197,7 +277,11 @@ mod tests {
             ("clone3", CLONE3),
             ("mseal", MSEAL),
         ] {
-            assert_eq!(numbers.get(name), Some(&number), "{name}");
+            assert_eq!(numbers.of(name), Some(number), "{name}");
+        }
+        let numbers = Numbers::new(CALLS_I386);
+        for (name, number) in [("exit", 1), ("socketcall", 102), ("clone3", CLONE3), ("mseal", MSEAL)] {
+            assert_eq!(numbers.of(name), Some(number), "{name}");
         }
     }
 
@@ -284,13 +368,64 @@ mod tests {
     }
 
     #[test]
+    fn a_second_architecture_has_its_own_numbers() {
+        let mut profile =
+            profile("SCMP_ACT_ERRNO", vec![entry(&["read", "socket", "socketcall"], "SCMP_ACT_ALLOW", &[])]);
+        let i386 = |number| Call { arch: AUDIT_ARCH_I386, ..native(number, [0; 6]) };
+        let alone = program(&profile).unwrap().program;
+        assert_eq!(run(&alone, &i386(3)), Action::KILL_PROCESS.value());
+        profile.architectures =
+            ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"].map(str::to_owned).to_vec();
+        let both = program(&profile).unwrap().program;
+        for (call, expected) in [
+            (native(READ, [0; 6]), Action::ALLOW),
+            (native(SOCKET, [0; 6]), Action::ALLOW),
+            (native(3, [0; 6]), Action::errno(1)),
+            (i386(3), Action::ALLOW),
+            (i386(102), Action::ALLOW),
+            (i386(359), Action::ALLOW),
+            (i386(0), Action::errno(1)),
+            (Call { arch: 0xc000_00b7, ..native(READ, [0; 6]) }, Action::KILL_PROCESS),
+        ] {
+            assert_eq!(run(&both, &call), expected.value(), "{:#x} {}", call.arch, call.number);
+        }
+    }
+
+    #[test]
+    fn a_listener_is_told_and_a_tracer_gets_its_number() {
+        let mut trace = entry(&["socket"], "SCMP_ACT_TRACE", &[]);
+        trace.errno_ret = Some(7);
+        let mut profile = profile("SCMP_ACT_ALLOW", vec![entry(&["read"], "SCMP_ACT_NOTIFY", &[]), trace]);
+        profile.listener_path = "/run/agent.sock".into();
+        profile.flags = vec!["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV".into()];
+        let state = || StateText(vec!["{\"pid\":".into(), "}".into()]);
+        let seccomp = super::program(&profile, Place::Host, state).unwrap();
+        assert_eq!(run(&seccomp.program, &native(READ, [0; 6])), 0x7fc0_0000);
+        assert_eq!(run(&seccomp.program, &native(SOCKET, [0; 6])), 0x7ff0_0007);
+        assert_eq!(seccomp.flags, FLAG_WAIT_KILLABLE_RECV);
+        assert_eq!(seccomp.listener.unwrap().path, "/run/agent.sock");
+    }
+
+    #[test]
     fn what_needs_a_supervisor_or_is_unknown_is_refused() {
         let with_arg = |op, index| {
             profile("SCMP_ACT_ALLOW", vec![entry(&["read"], "SCMP_ACT_ERRNO", &[(index, op, 0, 0)])])
         };
         for (profile, expected) in [
             (profile("SCMP_ACT_NOTIFY", vec![]), "SCMP_ACT_NOTIFY"),
-            (profile("SCMP_ACT_ALLOW", vec![entry(&["read"], "SCMP_ACT_TRACE", &[])]), "SCMP_ACT_TRACE"),
+            (profile("SCMP_ACT_ALLOW", vec![entry(&["read"], "SCMP_ACT_NOTIFY", &[])]), "listenerPath"),
+            (profile("SCMP_ACT_ALLOW", vec![entry(&["sendmsg"], "SCMP_ACT_NOTIFY", &[])]), "sendmsg"),
+            (
+                oci::Seccomp {
+                    listener_path: "/agent".into(),
+                    ..profile("SCMP_ACT_ALLOW", vec![entry(&["read"], "SCMP_ACT_NOTIFY", &[])])
+                },
+                "listenerPath, which no guest has",
+            ),
+            (
+                oci::Seccomp { architectures: vec!["x86".into()], ..profile("SCMP_ACT_ALLOW", vec![]) },
+                "\"x86\"",
+            ),
             (profile("", vec![]), "action \"\""),
             (with_arg("SCMP_CMP_EQ", 6), "index 6"),
             (with_arg("SCMP_CMP_ABOUT", 0), "SCMP_CMP_ABOUT"),

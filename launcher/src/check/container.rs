@@ -6,10 +6,11 @@ use super::{
     unreserved,
 };
 use nacre_protocols::init_launcher::{
-    CgroupWrite, ContainerPlan, DEVICES_MAX, DeviceKind, DeviceNode, DeviceRule, LAYERS_MAX, LIST_MAX,
-    MOUNTS_MAX, Mount, MountKind, Rootfs, fd,
+    ARGS_MAX, CgroupLimits, ContainerPlan, DEVICES_MAX, DeviceKind, DeviceNode, DeviceRule, HOOKS_MAX, Hooks,
+    IdMapping, IdMappings, LAYERS_MAX, LIST_MAX, MAPPINGS_MAX, MOUNTS_MAX, Missing, Mount, MountKind,
+    MountMapping, Namespace, Namespaces, Rootfs, fd,
 };
-use nacre_protocols::names::{KATA_RUN_DIR, is_valid_id};
+use nacre_protocols::names::{KATA_RUN_DIR, RESERVED_UIDS, is_valid_id};
 
 /// `__NEW_UTS_LEN`, in bytes.
 const HOSTNAME_MAX: usize = 64;
@@ -42,9 +43,13 @@ const SYSCTL_TREES: &[&str] = &["net.", "fs.mqueue."];
 
 pub(super) fn check(plan: &ContainerPlan, origin: Origin, ceiling: u64) -> Result<(), CheckError> {
     require(is_valid_id(&plan.id), "id", &plan.id)?;
-    if let Some(hostname) = &plan.hostname {
-        length("hostname", hostname, HOSTNAME_MAX)?;
-        require(!hostname.is_empty() && !hostname.contains('\0'), "hostname", hostname)?;
+    for (what, name) in [("hostname", &plan.hostname), ("domainname", &plan.domainname)] {
+        if let Some(name) = name {
+            length(what, name, HOSTNAME_MAX)?;
+            require(!name.is_empty() && !name.contains('\0'), what, name)?;
+            // The starter's own name is not the container's to set.
+            require(plan.namespaces.uts != Namespace::Shared, what, name)?;
+        }
     }
     rootfs(&plan.rootfs, origin)?;
     count("mounts", plan.mounts.len(), MOUNTS_MAX)?;
@@ -57,8 +62,11 @@ pub(super) fn check(plan: &ContainerPlan, origin: Origin, ceiling: u64) -> Resul
     plan.masked_paths.iter().try_for_each(|it| covered_path("masked path", it))?;
     count("readonly_paths", plan.readonly_paths.len(), LIST_MAX)?;
     plan.readonly_paths.iter().try_for_each(|it| covered_path("readonly path", it))?;
-    count("cgroup", plan.cgroup.len(), LIST_MAX)?;
-    plan.cgroup.iter().try_for_each(cgroup_write)?;
+    limits(&plan.cgroup)?;
+    namespaces(&plan.namespaces, origin)?;
+    hooks(&plan.hooks, origin)?;
+    count("net_devices", plan.net_devices.len(), DEVICES_MAX)?;
+    require(plan.net_devices.is_empty() || origin == Origin::Host, "a plan with", "network devices")?;
     count("sysctls", plan.sysctls.len(), LIST_MAX)?;
     plan.sysctls.iter().try_for_each(|(name, value)| sysctl(name, value, origin))?;
     let inherited_max = match origin {
@@ -89,6 +97,9 @@ fn guest_path(what: &'static str, value: &str, origin: Origin) -> Result<(), Che
 
 fn mount(mount: &Mount, origin: Origin) -> Result<(), CheckError> {
     covered_path("mount destination", &mount.destination)?;
+    if let Some(MountMapping { mappings: Some(mappings), .. }) = &mount.id_mapping {
+        self::mappings(mappings, origin)?;
+    }
     match &mount.kind {
         MountKind::Bind { source, .. } => guest_path("bind source", source, origin),
         MountKind::Proc { data } => options("option of proc", data, &["hidepid", "gid", "subset"]),
@@ -96,8 +107,77 @@ fn mount(mount: &Mount, origin: Origin) -> Result<(), CheckError> {
         MountKind::Devpts { data } => {
             options("option of devpts", data, &["newinstance", "ptmxmode", "mode", "uid", "gid", "max"])
         }
-        MountKind::Sysfs | MountKind::Mqueue | MountKind::Cgroup2 => Ok(()),
+        MountKind::Filesystem { name, .. } => require(origin == Origin::Host, "file system", name),
+        MountKind::Sysfs | MountKind::Mqueue | MountKind::Cgroup2 | MountKind::Remount => Ok(()),
     }
+}
+
+/// Limits also of an update.
+pub(super) fn limits(limits: &CgroupLimits) -> Result<(), CheckError> {
+    count("cgroup", limits.writes.len(), LIST_MAX)?;
+    limits.writes.iter().try_for_each(|write| {
+        cgroup_write(&write.file, &write.value)?;
+        match &write.missing {
+            Missing::Instead { file, value } => cgroup_write(file, value),
+            Missing::Fails | Missing::Passes => Ok(()),
+        }
+    })
+}
+
+/// A namespace of the guest's own is no container's to join; what a sandbox's containers share they share by being born
+/// there.
+fn namespaces(all: &Namespaces, origin: Origin) -> Result<(), CheckError> {
+    let kinds = [&all.pid, &all.mount, &all.cgroup, &all.ipc, &all.network, &all.uts, &all.time, &all.user];
+    for namespace in kinds {
+        if let Namespace::At(at) = namespace {
+            require(origin == Origin::Host, "namespace by path", at)?;
+            path("namespace", at)?;
+        }
+    }
+    require(all.mount == Namespace::Fresh, "mount namespace", "but a fresh one")?;
+    require(origin == Origin::Host || all.cgroup == Namespace::Fresh, "cgroup namespace", "but a fresh one")?;
+    count("clock offsets", all.time_offsets.len(), 2)?;
+    require(
+        all.time_offsets.is_empty() || all.time == Namespace::Fresh,
+        "clock offset",
+        "without a fresh time namespace",
+    )?;
+    mappings(&all.user_mappings, origin)?;
+    let maps_root = |list: &[IdMapping]| list.iter().any(|it| it.inside == 0);
+    require(
+        all.user != Namespace::Fresh
+            || maps_root(&all.user_mappings.users) && maps_root(&all.user_mappings.groups),
+        "user namespace",
+        "without a mapping of 0",
+    )
+}
+
+fn mappings(mappings: &IdMappings, origin: Origin) -> Result<(), CheckError> {
+    for (what, list) in [("mappings of users", &mappings.users), ("mappings of groups", &mappings.groups)] {
+        count(what, list.len(), MAPPINGS_MAX)?;
+        for it in list {
+            let last = it.count.checked_sub(1).and_then(|more| it.outside.checked_add(more));
+            let Some(last) = last else { return Err(not_allowed(what, "an empty range")) };
+            let reserved = RESERVED_UIDS.start() <= &last && &it.outside <= RESERVED_UIDS.end();
+            require(origin != Origin::Agent || !reserved, what, it.outside)?;
+        }
+    }
+    Ok(())
+}
+
+/// A guest has no program that is not the container's own.
+fn hooks(hooks: &Hooks, origin: Origin) -> Result<(), CheckError> {
+    let own_alone = !hooks.pause && hooks.create_container.is_empty();
+    require(own_alone || origin == Origin::Host, "a hook", "outside of the container")?;
+    for list in [&hooks.create_container, &hooks.start_container] {
+        count("hooks", list.len(), HOOKS_MAX)?;
+        for hook in list {
+            path("hook", &hook.path)?;
+            count("arguments of a hook", hook.args.len(), ARGS_MAX)?;
+            count("environment of a hook", hook.env.len(), ARGS_MAX)?;
+        }
+    }
+    Ok(())
 }
 
 /// A path that something is laid over: anything but the root itself.
@@ -139,18 +219,18 @@ fn device_rule(rule: &DeviceRule, origin: Origin) -> Result<(), CheckError> {
     require(allowed, "device rule", format_args!("{}:{}", number(rule.major), number(rule.minor)))
 }
 
-fn cgroup_write(write: &CgroupWrite) -> Result<(), CheckError> {
-    length("value for a cgroup file", &write.value, VALUE_MAX)?;
+fn cgroup_write(file: &str, value: &str) -> Result<(), CheckError> {
+    length("value for a cgroup file", value, VALUE_MAX)?;
     let plain = |name: &str| {
         !name.is_empty()
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_'))
     };
-    let allowed = match write.file.split_once('.') {
+    let allowed = match file.split_once('.') {
         Some(("cgroup", name)) => name.strip_prefix("max.").is_some_and(plain),
         Some((controller, name)) => CONTROLLERS.contains(&controller) && plain(name),
         None => false,
     };
-    require(allowed, "cgroup file", &write.file)
+    require(allowed, "cgroup file", file)
 }
 
 fn sysctl(name: &str, value: &str, origin: Origin) -> Result<(), CheckError> {

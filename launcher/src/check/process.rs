@@ -2,7 +2,8 @@
 
 use super::{CheckError, Origin, count, length, path, require, unreserved};
 use nacre_protocols::init_launcher::{
-    ARGS_MAX, Capabilities, LIST_MAX, Process, Rlimit, SECCOMP_MAX, Seccomp, User,
+    ARGS_MAX, Capabilities, LIST_MAX, Process, ProcessAttributes, Rlimit, SECCOMP_MAX, SET_WORDS_MAX,
+    Seccomp, User,
 };
 
 /// Longest argument and environment entry, in bytes (MAX_ARG_STRLEN).
@@ -13,6 +14,8 @@ const USER_MAX: usize = 256;
 const RESOURCES: u8 = 16;
 /// `SECCOMP_FILTER_FLAG_LOG` and `SECCOMP_FILTER_FLAG_SPEC_ALLOW`.
 const SECCOMP_FLAGS: u32 = 1 << 1 | 1 << 2;
+/// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV`, about a listener.
+const WAIT_KILLABLE: u32 = 1 << 5;
 /// `OOM_SCORE_ADJ_MIN` and `OOM_SCORE_ADJ_MAX`.
 const OOM_SCORES: std::ops::RangeInclusive<i16> = -1000..=1000;
 
@@ -29,7 +32,8 @@ pub(super) fn check(process: &Process, origin: Origin, ceiling: u64) -> Result<(
     if let Some(umask) = process.umask {
         require(umask & !0o777 == 0, "umask", format_args!("{umask:o}"))?;
     }
-    process.seccomp.as_ref().map_or(Ok(()), seccomp)
+    attributes(&process.attributes)?;
+    process.seccomp.as_ref().map_or(Ok(()), |it| seccomp(it, origin))
 }
 
 fn strings(process: &Process) -> Result<(), CheckError> {
@@ -88,10 +92,19 @@ fn rlimit(limit: &Rlimit) -> Result<(), CheckError> {
     require(limit.soft <= limit.hard, "resource limit with soft above hard", limit.resource)
 }
 
-fn seccomp(filter: &Seccomp) -> Result<(), CheckError> {
+fn attributes(attributes: &ProcessAttributes) -> Result<(), CheckError> {
+    count("processors", attributes.cpus_initial.len(), SET_WORDS_MAX)?;
+    count("processors", attributes.cpus_final.len(), SET_WORDS_MAX)?;
+    let nodes = attributes.memory_policy.as_ref().map_or(0, |policy| policy.nodes.len());
+    count("memory nodes", nodes, SET_WORDS_MAX)
+}
+
+fn seccomp(filter: &Seccomp, origin: Origin) -> Result<(), CheckError> {
     count("seccomp program", filter.program.len(), SECCOMP_MAX)?;
     if filter.program.is_empty() {
         return Err(CheckError::Missing("the seccomp program"));
     }
-    require(filter.flags & !SECCOMP_FLAGS == 0, "seccomp flags", format_args!("{:#x}", filter.flags))
+    require(filter.listener.is_none() || origin == Origin::Host, "seccomp", "listener")?;
+    let allowed = if filter.listener.is_some() { SECCOMP_FLAGS | WAIT_KILLABLE } else { SECCOMP_FLAGS };
+    require(filter.flags & !allowed == 0, "seccomp flags", format_args!("{:#x}", filter.flags))
 }

@@ -17,15 +17,23 @@ fn process() -> Process {
         oom_score_adj: None,
         seccomp: None,
         umask: None,
+        attributes: Default::default(),
     }
 }
 
 fn container() -> ContainerPlan {
     ContainerPlan {
         id: "box".to_owned(),
+        namespaces: Namespaces {
+            pid: Namespace::Fresh,
+            mount: Namespace::Fresh,
+            cgroup: Namespace::Fresh,
+            ipc: Namespace::Fresh,
+            uts: Namespace::Fresh,
+            ..Default::default()
+        },
         hostname: None,
-        own_ipc: true,
-        own_network: false,
+        domainname: None,
         rootfs: Rootfs::Layers(vec![Sha256([1; 32])]),
         rootfs_readonly: false,
         rootfs_propagation: Propagation::RecursivePrivate,
@@ -34,8 +42,10 @@ fn container() -> ContainerPlan {
         device_rules: vec![],
         masked_paths: vec![],
         readonly_paths: vec![],
-        cgroup: vec![],
+        cgroup: Default::default(),
         sysctls: vec![],
+        net_devices: vec![],
+        hooks: Default::default(),
         process: process(),
         inherited: 0,
     }
@@ -102,6 +112,8 @@ fn the_agent_reaches_only_the_kata_directory() {
         destination: destination.to_owned(),
         kind: MountKind::Bind { source: source.to_owned(), recursive: true },
         attributes: MountAttributes::default(),
+        changes: Default::default(),
+        id_mapping: None,
         propagation: None,
     };
     for source in [
@@ -147,9 +159,11 @@ fn lists_are_bounded() {
         destination: "/x".to_owned(),
         kind: MountKind::Mqueue,
         attributes: MountAttributes::default(),
+        changes: Default::default(),
+        id_mapping: None,
         propagation: None,
     };
-    let write = CgroupWrite { file: "memory.max".to_owned(), value: "1".to_owned() };
+    let write = CgroupWrite { file: "memory.max".to_owned(), value: "1".to_owned(), missing: Missing::Fails };
     let rule = rule(true, Some(DeviceKind::Character), Some(1), Some(3));
     let sysctl = ("net.core.somaxconn".to_owned(), "1".to_owned());
     refused_always("mounts has 1025", |plan| plan.mounts = vec![mount.clone(); 1025]);
@@ -157,7 +171,7 @@ fn lists_are_bounded() {
     refused_always("device_rules has 257", |plan| plan.device_rules = vec![rule; 257]);
     refused_always("masked_paths has 1025", |plan| plan.masked_paths = vec!["/x".to_owned(); 1025]);
     refused_always("readonly_paths has 1025", |plan| plan.readonly_paths = vec!["/x".to_owned(); 1025]);
-    refused_always("cgroup has 1025", |plan| plan.cgroup = vec![write.clone(); 1025]);
+    refused_always("cgroup has 1025", |plan| plan.cgroup.writes = vec![write.clone(); 1025]);
     refused_always("sysctls has 1025", |plan| plan.sysctls = vec![sysctl.clone(); 1025]);
     refused_always("args has 16385", |plan| plan.process.args = vec!["x".to_owned(); 16385]);
     refused_always("env has 16385", |plan| plan.process.env = vec!["x=".to_owned(); 16385]);
@@ -176,6 +190,8 @@ fn file_systems_take_only_options_that_are_known() {
                 destination: "/x".to_owned(),
                 kind: kind.clone(),
                 attributes: MountAttributes::default(),
+                changes: Default::default(),
+                id_mapping: None,
                 propagation: None,
             }];
         }
@@ -242,13 +258,17 @@ fn cgroup_files_and_sysctls_stay_in_the_containers_own() {
         "a.b",
     ] {
         refused_always("cgroup file", |plan| {
-            plan.cgroup = vec![CgroupWrite { file: file.to_owned(), value: "1".to_owned() }];
+            plan.cgroup.writes =
+                vec![CgroupWrite { file: file.to_owned(), value: "1".to_owned(), missing: Missing::Fails }];
         });
     }
     for file in
         ["memory.max", "cpu.weight", "cgroup.max.descendants", "hugetlb.2MB.max", "pids.max", "io.max"]
     {
-        allowed(|plan| plan.cgroup = vec![CgroupWrite { file: file.to_owned(), value: "1".to_owned() }]);
+        allowed(|plan| {
+            plan.cgroup.writes =
+                vec![CgroupWrite { file: file.to_owned(), value: "1".to_owned(), missing: Missing::Fails }]
+        });
     }
     for name in [
         "",
@@ -325,7 +345,7 @@ fn a_process_has_a_command_and_sane_numbers() {
     });
     refused_always("oom_score_adj", |plan| plan.process.oom_score_adj = Some(1001));
     refused_always("umask", |plan| plan.process.umask = Some(0o1000));
-    let filter = |length, flags| Some(Seccomp { program: vec![(6, 0, 0, 0); length], flags });
+    let filter = |length, flags| Some(Seccomp { program: vec![(6, 0, 0, 0); length], flags, listener: None });
     refused_always("the seccomp program is missing", |plan| plan.process.seccomp = filter(0, 0));
     refused_always("seccomp program has 4097", |plan| plan.process.seccomp = filter(4097, 0));
     // NEW_LISTENER would give the command's system calls to a stranger.

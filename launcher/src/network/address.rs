@@ -17,13 +17,30 @@ const IFA_BROADCAST: u16 = 4;
 const IFA_F_NODAD: u8 = 2;
 /// Size of `struct ifaddrmsg`, in bytes, and where its fields lie.
 const FIXED: usize = 8;
+const IFA_F_PERMANENT: u8 = 0x80;
+const RT_SCOPE_UNIVERSE: u8 = 0;
 const PREFIX_AT: usize = 1;
+const FLAGS_AT: usize = 2;
+const SCOPE_AT: usize = 3;
 const INDEX_AT: usize = 4;
 
 pub fn list(socket: &mut Socket, index: u32) -> io::Result<Vec<(IpAddr, u8)>> {
     let mut found = Vec::new();
     socket.list(&Request::dump(RTM_GETADDR, &[0; FIXED]), |body| {
         if u32_at(body, INDEX_AT) == Some(index) {
+            found.extend(parse(body));
+        }
+    })?;
+    Ok(found)
+}
+
+/// Those that somebody gave the interface for good and for everybody: none that it made up itself or will lose.
+pub fn list_permanent(socket: &mut Socket, index: u32) -> io::Result<Vec<(IpAddr, u8)>> {
+    let mut found = Vec::new();
+    socket.list(&Request::dump(RTM_GETADDR, &[0; FIXED]), |body| {
+        let permanent = body.get(FLAGS_AT).is_some_and(|flags| flags & IFA_F_PERMANENT != 0);
+        let global = body.get(SCOPE_AT) == Some(&RT_SCOPE_UNIVERSE);
+        if u32_at(body, INDEX_AT) == Some(index) && permanent && global {
             found.extend(parse(body));
         }
     })?;

@@ -8,6 +8,8 @@ const RTM_GETLINK: u16 = 18;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_NET_NS_PID: u16 = 19;
+const IFLA_NET_NS_FD: u16 = 28;
 const IFF_UP: u32 = 1;
 const IFF_NOARP: u32 = 0x80;
 /// Size of `struct ifinfomsg`, in bytes, and where its fields lie.
@@ -45,6 +47,24 @@ pub fn set_name(socket: &mut Socket, index: u32, name: &str) -> io::Result<()> {
     let mut bytes = name.as_bytes().to_vec();
     bytes.push(0);
     socket.apply(&change(index, 0, 0).attribute(IFLA_IFNAME, &bytes))
+}
+
+/// Where a link goes.
+#[derive(Debug, Clone, Copy)]
+pub enum Namespace {
+    OfProcess(u32),
+    Descriptor(i32),
+}
+
+/// Moves the link, which is down, under a new name. The kernel takes its addresses away.
+pub fn move_to(socket: &mut Socket, index: u32, name: &str, namespace: Namespace) -> io::Result<()> {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.push(0);
+    let request = change(index, 0, 0).attribute(IFLA_IFNAME, &bytes);
+    socket.apply(&match namespace {
+        Namespace::OfProcess(pid) => request.attribute(IFLA_NET_NS_PID, &pid.to_ne_bytes()),
+        Namespace::Descriptor(fd) => request.attribute(IFLA_NET_NS_FD, &fd.to_ne_bytes()),
+    })
 }
 
 fn set_flag(socket: &mut Socket, index: u32, flag: u32, set: bool) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! Changes the sandbox's interfaces and routes, with CAP_NET_ADMIN alone.
 
-mod address;
-mod link;
+pub mod address;
+pub mod link;
 pub mod netlink;
 mod route;
 

@@ -345,6 +345,7 @@ pub fn shell(script: &str) -> Process {
         oom_score_adj: None,
         seccomp: None,
         umask: None,
+        attributes: Default::default(),
     }
 }
 
@@ -352,9 +353,16 @@ pub fn shell(script: &str) -> Process {
 pub fn container(script: &str) -> ContainerPlan {
     ContainerPlan {
         id: "box".to_owned(),
+        namespaces: Namespaces {
+            pid: Namespace::Fresh,
+            mount: Namespace::Fresh,
+            cgroup: Namespace::Fresh,
+            ipc: Namespace::Fresh,
+            uts: Namespace::Fresh,
+            ..Default::default()
+        },
         hostname: Some("inside".to_owned()),
-        own_ipc: true,
-        own_network: false,
+        domainname: None,
         rootfs: Rootfs::Guest(ROOTFS.to_owned()),
         rootfs_readonly: false,
         rootfs_propagation: Propagation::RecursivePrivate,
@@ -363,8 +371,10 @@ pub fn container(script: &str) -> ContainerPlan {
         device_rules: default_device_rules(),
         masked_paths: vec!["/proc/kcore".to_owned(), "/proc/not-there".to_owned(), "/secret".to_owned()],
         readonly_paths: vec!["/proc/sys".to_owned()],
-        cgroup: vec![],
+        cgroup: Default::default(),
         sysctls: vec![],
+        net_devices: vec![],
+        hooks: Default::default(),
         process: shell(script),
         inherited: 0,
     }
@@ -372,12 +382,26 @@ pub fn container(script: &str) -> ContainerPlan {
 
 pub fn mount(destination: &str, kind: MountKind) -> Mount {
     let attributes = MountAttributes { no_suid: true, no_dev: true, no_exec: true, ..Default::default() };
-    Mount { destination: destination.to_owned(), kind, attributes, propagation: None }
+    Mount {
+        destination: destination.to_owned(),
+        kind,
+        attributes,
+        changes: Default::default(),
+        id_mapping: None,
+        propagation: None,
+    }
 }
 
 pub fn bind(source: &str, destination: &str) -> Mount {
     let kind = MountKind::Bind { source: source.to_owned(), recursive: true };
-    Mount { destination: destination.to_owned(), kind, attributes: Default::default(), propagation: None }
+    Mount {
+        destination: destination.to_owned(),
+        kind,
+        attributes: Default::default(),
+        changes: Default::default(),
+        id_mapping: None,
+        propagation: None,
+    }
 }
 
 pub fn strings(list: &[&str]) -> Vec<String> {
