@@ -96,7 +96,6 @@ pub fn create(
     if !wait_at(&gate)? {
         return Ok(());
     }
-    drop(gate);
     let start = &plan.hooks.start_container;
     hooks::run("startContainer", start, &plan.hooks.created, outside.pid, || candidate.give_up())?;
     Err(candidate.execute())

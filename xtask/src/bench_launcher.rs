@@ -304,6 +304,7 @@ fn filter(config: &serde_json::Value) -> anyhow::Result<Vec<u8>> {
         rootfs: nacre_protocols::init_launcher::Rootfs::Guest("/".into()),
         user: None,
         image: None,
+        bundle: "/",
         place: nacre_plan::Place::Host,
     })?;
     let program = plan.process.seccomp.context("the bundle has no seccomp profile")?.program;

@@ -34,6 +34,8 @@ pub fn life(status: &StatusSocket, apply: impl FnOnce() -> nacre_launcher::error
 pub enum Told {
     /// With the master of its terminal.
     Ready(Option<OwnedFd>),
+    /// Waits for hooks, its root not changed yet.
+    Prepared,
     Failed(LaunchFailure),
     /// Executed, or dead.
     Closed,
@@ -45,6 +47,7 @@ pub fn listen(socket: &OwnedFd) -> Result<Told> {
     let Some((length, fds)) = received else { return Ok(Told::Closed) };
     match frame::decode(buffer.get(..length).unwrap_or_default(), STATUS_MAX) {
         Ok(Status::Ready) => Ok(Told::Ready(fds.into_iter().next())),
+        Ok(Status::Prepared) => Ok(Told::Prepared),
         Ok(Status::Failed(failure)) => Ok(Told::Failed(failure)),
         Ok(Status::Done(_)) | Err(_) => Err(refused("the child reported what this launcher does not know")),
     }

@@ -49,6 +49,7 @@ impl Bundle {
             rootfs: Rootfs::Guest(rootfs.to_owned()),
             user: None,
             image: None,
+            bundle: self.directory.to_str().unwrap_or_default(),
             place: Place::Host,
         })
         .map_err(|error| refused(format!("config.json: {error}")))?;

@@ -6,14 +6,16 @@ use crate::clock;
 use crate::config::Bundle;
 use crate::error::{Context, Result, refused};
 use crate::state::{Record, Store, born_and_alive, require_id};
-use crate::{cgroup, foreground, lifecycle, own_binary};
+use crate::{cgroup, foreground, hooks, lifecycle, own_binary};
 use nacre_launcher::check::{Checked, Origin};
 use nacre_launcher::container::{Given, create};
 use nacre_launcher::status::StatusSocket;
-use nacre_protocols::init_launcher::{ContainerPlan, fd};
+use nacre_plan::oci;
+use nacre_protocols::init_launcher::{ContainerPlan, Namespace, fd};
 use nacre_sys::fork::{Birth, fork};
 use nacre_sys::process::{Child, PidNamespace};
 use nacre_sys::seqpacket;
+use rustix::fs::{Mode, OFlags, open};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::UnshareFlags;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -99,7 +101,7 @@ pub fn run_command(store: &Store, words: Vec<String>) -> Result<u8> {
         let _ = lifecycle::destroy(store, &record);
         return Err(error);
     }
-    lifecycle::run_hooks_poststart(&record);
+    hooks::after_start(&record);
     if options.detach {
         return Ok(0);
     }
@@ -116,7 +118,7 @@ fn open_gate(gate: &OwnedFd, status: &OwnedFd) -> Result<()> {
     match listen(status)? {
         Told::Closed => Ok(()),
         Told::Failed(failure) => Err(refused(failure.message)),
-        Told::Ready(_) => Err(refused("the child reported twice")),
+        Told::Ready(_) | Told::Prepared => Err(refused("the child reported twice")),
     }
 }
 
@@ -146,6 +148,7 @@ fn make(store: &Store, options: &Options) -> Result<Waiting> {
         cgroup_is_ours: !cgroup::file(&path, "")?.exists(),
         cgroup: path,
         annotations: bundle.spec.annotations.clone(),
+        hooks: bundle.spec.hooks.clone(),
         ..Record::default()
     };
     store.add(&record)?;
@@ -155,8 +158,8 @@ fn make(store: &Store, options: &Options) -> Result<Waiting> {
             record.born = born_and_alive(child.pid).map_or(0, |(born, _)| born);
             record.gate = (reader_number, pipe);
             record.seccomp = plan.process.seccomp.as_ref().map(crate::exec::seccomp_to_hex);
+            record.linux = shared_by_all(linux);
             record.process = bundle.spec.process.clone().unwrap_or_default();
-            record.hooks = bundle.spec.hooks.clone();
             if let Err(error) = store.replace(&record) {
                 let _ = lifecycle::destroy(store, &record);
                 return Err(error);
@@ -168,6 +171,14 @@ fn make(store: &Store, options: &Options) -> Result<Waiting> {
             Err(error)
         }
     }
+}
+
+fn shared_by_all(linux: Option<&oci::Linux>) -> oci::Linux {
+    linux.map_or_else(oci::Linux::default, |linux| oci::Linux {
+        personality: linux.personality.clone(),
+        memory_policy: linux.memory_policy.clone(),
+        ..Default::default()
+    })
 }
 
 type Parts = (Child, OwnedFd, OwnedFd, i32, String, Option<OwnedFd>);
@@ -184,9 +195,20 @@ fn bear(plan: &Checked<Box<ContainerPlan>>, record: &Record, inherited: Vec<Owne
     );
     let directory = cgroup.try_clone().doing(|| "keeping the cgroup".to_owned())?;
     let status = StatusSocket::new(theirs);
+    let joined = match &plan.namespaces.pid {
+        Namespace::At(path) => Some(
+            open(path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .doing(|| format!("opening the pid namespace {path}"))?,
+        ),
+        Namespace::Fresh | Namespace::Shared => None,
+    };
     let birth = Birth {
         namespaces: UnshareFlags::empty(),
-        pid_namespace: PidNamespace::New,
+        pid_namespace: match (&plan.namespaces.pid, &joined) {
+            (_, Some(joined)) => PidNamespace::Of(joined.as_fd()),
+            (Namespace::Shared, None) => PidNamespace::Same,
+            (_, None) => PidNamespace::New,
+        },
         cgroup: Some(cgroup.as_fd()),
         sibling: false,
     };
@@ -200,7 +222,20 @@ fn bear(plan: &Checked<Box<ContainerPlan>>, record: &Record, inherited: Vec<Owne
     .doing(|| "starting the container's first process".to_owned())?;
     // Its end is ours no more: the socket closes when the child's is closed.
     drop(status);
-    match listen(&ours)? {
+    let mut told = listen(&ours)?;
+    if matches!(told, Told::Prepared) {
+        if let Err(error) =
+            record.hooks.as_ref().map_or(Ok(()), |it| hooks::before_create(record, child.pid, it))
+        {
+            let _ = nacre_sys::process::signal(child.pidfd.as_fd(), nacre_sys::signals::SIGKILL);
+            let _ = nacre_sys::usage::wait(Some(child.pid));
+            return Err(error);
+        }
+        rustix::io::write(&gate_writer, b"g").doing(|| "letting the container go on".to_owned())?;
+        told = listen(&ours)?;
+    }
+    match told {
+        Told::Prepared => Err(refused("the child reported twice")),
         Told::Ready(master) => Ok((child, ours, gate_writer, number, pipe, master)),
         Told::Failed(failure) => {
             let _ = nacre_sys::usage::wait(Some(child.pid));
@@ -221,6 +256,7 @@ fn bear(plan: &Checked<Box<ContainerPlan>>, record: &Record, inherited: Vec<Owne
 fn controllers(plan: &ContainerPlan) -> Vec<&str> {
     let mut all: Vec<&str> = plan
         .cgroup
+        .writes
         .iter()
         .filter_map(|write| Some(write.file.split_once('.')?.0))
         .filter(|name| *name != "cgroup")

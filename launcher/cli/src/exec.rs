@@ -137,7 +137,14 @@ pub fn command(store: &Store, words: Vec<String>) -> Result<u8> {
     let target = target.doing(|| format!("opening the container's first process {}", record.pid))?;
     let document = options.document(&record)?;
     let seccomp = record.seccomp.as_ref().map(seccomp_from_hex).transpose()?;
-    let plan = nacre_plan::exec(&document, None, seccomp).map_err(|error| refused(error.to_string()))?;
+    let input = nacre_plan::Exec {
+        process: &document,
+        user: None,
+        seccomp,
+        container: Some(&record.linux),
+        place: nacre_plan::Place::Host,
+    };
+    let plan = nacre_plan::exec(input).map_err(|error| refused(error.to_string()))?;
     let plan = checked_exec(plan)?;
     if document.terminal && options.detach && options.console_socket.is_none() {
         return Err(refused("a terminal needs --console-socket for a process that runs on by itself"));
@@ -173,6 +180,7 @@ pub fn command(store: &Store, words: Vec<String>) -> Result<u8> {
                 let _ = nacre_sys::usage::wait(Some(child.pid));
                 return Err(refused(failure.message));
             }
+            Told::Prepared => return Err(refused("the child reported what an exec never does")),
             Told::Closed => break,
         }
     }
@@ -207,7 +215,8 @@ fn seccomp_from_hex((text, flags): &(String, u32)) -> Result<Seccomp> {
         let word = word.ok_or_else(|| refused("the state's seccomp program is damaged"))?;
         program.push(((word >> 48) as u16, (word >> 40) as u8, (word >> 32) as u8, word as u32));
     }
-    Ok(Seccomp { program, flags: *flags })
+    // An exec's calls have nobody to decide about them but who decides about the container's.
+    Ok(Seccomp { program, flags: *flags, listener: None })
 }
 
 #[cfg(test)]
@@ -219,6 +228,7 @@ mod tests {
         let seccomp = Seccomp {
             program: vec![(0x20, 0, 0, 4), (0x15, 1, 255, 0xc000_003e), (6, 0, 0, 0x7fff_0000)],
             flags: 2,
+            listener: None,
         };
         assert_eq!(seccomp_from_hex(&seccomp_to_hex(&seccomp)).unwrap(), seccomp);
         assert!(seccomp_from_hex(&("zz".to_owned(), 0)).is_err());

@@ -7,7 +7,7 @@ use crate::lifecycle::print_json;
 use crate::state::OCI_VERSION;
 use serde_json::{Value, json};
 
-const NAMESPACES: &[&str] = &["cgroup", "ipc", "mount", "network", "pid", "uts"];
+const NAMESPACES: &[&str] = &["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"];
 const MOUNT_OPTIONS: &[&str] = &[
     "async",
     "atime",
@@ -17,6 +17,7 @@ const MOUNT_OPTIONS: &[&str] = &[
     "diratime",
     "dirsync",
     "exec",
+    "idmap",
     "iversion",
     "lazytime",
     "loud",
@@ -33,12 +34,32 @@ const MOUNT_OPTIONS: &[&str] = &[
     "nosuid",
     "nosymfollow",
     "private",
+    "ratime",
     "rbind",
+    "rdev",
+    "rdiratime",
     "relatime",
+    "remount",
+    "rexec",
+    "ridmap",
+    "rnoatime",
+    "rnodev",
+    "rnodiratime",
+    "rnoexec",
+    "rnorelatime",
+    "rnostrictatime",
+    "rnosuid",
+    "rnosymfollow",
     "ro",
     "rprivate",
+    "rrelatime",
+    "rro",
+    "rrw",
     "rshared",
     "rslave",
+    "rstrictatime",
+    "rsuid",
+    "rsymfollow",
     "runbindable",
     "rw",
     "shared",
@@ -58,6 +79,8 @@ const ACTIONS: &[&str] = &[
     "SCMP_ACT_KILL_PROCESS",
     "SCMP_ACT_KILL_THREAD",
     "SCMP_ACT_LOG",
+    "SCMP_ACT_NOTIFY",
+    "SCMP_ACT_TRACE",
     "SCMP_ACT_TRAP",
 ];
 const OPERATORS: &[&str] = &[
@@ -69,9 +92,14 @@ const OPERATORS: &[&str] = &[
     "SCMP_CMP_MASKED_EQ",
     "SCMP_CMP_NE",
 ];
-const FLAGS: &[&str] =
-    &["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC"];
-const HOOKS: &[&str] = &[];
+const FLAGS: &[&str] = &[
+    "SECCOMP_FILTER_FLAG_LOG",
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+    "SECCOMP_FILTER_FLAG_TSYNC",
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+];
+const HOOKS: &[&str] =
+    &["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
 
 pub fn command(words: Vec<String>) -> Result<u8> {
     Words::new(words).end()?;
@@ -93,15 +121,15 @@ fn features() -> Value {
                 "enabled": true,
                 "actions": ACTIONS,
                 "operators": OPERATORS,
-                "archs": ["SCMP_ARCH_X86_64"],
+                "archs": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
                 "knownFlags": FLAGS,
                 "supportedFlags": FLAGS,
             },
             "apparmor": no,
             "selinux": no,
             "intelRdt": no,
-            "mountExtensions": {"idmap": no},
-            "netDevices": no,
+            "mountExtensions": {"idmap": {"enabled": true}},
+            "netDevices": {"enabled": true},
         },
     })
 }

@@ -1,10 +1,10 @@
 //! What is done to a container that is there: start, state, kill, delete, pause, resume, ps, list.
 
 use crate::args::{Words, unknown, usage};
-use crate::cgroup;
 use crate::error::{CliError, Context, Result, refused};
 use crate::signal_names::number;
 use crate::state::{Record, Status, Store};
+use crate::{cgroup, hooks};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -46,12 +46,9 @@ pub fn start(store: &Store, words: Vec<String>) -> Result<u8> {
     rustix::io::write(&gate, b"g").doing(|| "opening the start gate".to_owned())?;
     // The last reader closes it when it executes the command.
     wait_on(&gate, PollFlags::empty(), START_MAX);
-    run_hooks_poststart(&record);
+    hooks::after_start(&record);
     Ok(0)
 }
-
-/// Filled in with hooks.
-pub fn run_hooks_poststart(_record: &Record) {}
 
 pub fn kill(store: &Store, words: Vec<String>) -> Result<u8> {
     let mut words = Words::new(words);
@@ -147,7 +144,9 @@ pub fn destroy(store: &Store, record: &Record) -> Result<()> {
         let _ = nacre_sys::process::reap();
         cgroup::remove(&record.cgroup)?;
     }
-    store.remove(&record.id)
+    store.remove(&record.id)?;
+    hooks::after_delete(record);
+    Ok(())
 }
 
 /// Until an event (or an error, which is always told) or the end of `seconds`.

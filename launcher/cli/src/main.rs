@@ -16,6 +16,7 @@ mod error;
 mod exec;
 mod features;
 mod foreground;
+mod hooks;
 mod lifecycle;
 mod own_binary;
 mod signal_names;

@@ -41,6 +41,8 @@ pub struct Record {
     /// The container's seccomp program in hex, eight bytes an instruction, and the flags for loading it.
     pub seccomp: Option<(String, u32)>,
     pub hooks: Option<oci::Hooks>,
+    /// Personality and memory policy, which count for every process; nothing else.
+    pub linux: oci::Linux,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
