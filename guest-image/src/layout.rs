@@ -68,14 +68,12 @@ impl Layout {
 
     fn puller(&mut self, programs: &Programs) -> Result<(), Error> {
         let at = |path: &str| format!("{PULLER}/{path}");
-        for mount_point in ["proc", "dev", "store", "tmp"] {
+        for mount_point in ["proc", "dev", "store", "tmp", "etc/resolver"] {
             self.directory(&at(mount_point))?;
         }
         self.program(&at("nacre-puller"), programs.path("nacre-puller"))?;
         let certificates = bundle(Path::new(CERTIFICATES))?;
-        self.text(&at("etc/ssl/certs/ca-certificates.crt"), certificates)?;
-        // Empty: a file to mount the sandbox's own over.
-        self.text(&at("etc/resolv.conf"), Vec::new())
+        self.text(&at("etc/ssl/certs/ca-certificates.crt"), certificates)
     }
 
     fn program(&mut self, path: &str, file: PathBuf) -> Result<(), Error> {

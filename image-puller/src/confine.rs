@@ -19,6 +19,8 @@ use seccompiler::{
     TargetArch,
 };
 
+use nacre_protocols::names::RESOLVER_MOUNT;
+
 use crate::registry::tls::SYSTEM_ROOTS;
 
 /// Most descriptors that the fetcher has: four for each layer that one of its pulls has in hand, connections, the edges.
@@ -52,7 +54,7 @@ pub fn fetcher(store: &Path) -> Result<(), ConfineError> {
         .map_err(landlock)?;
     let rules = allow(rules, store, AccessFs::from_all(FILE_ABI) & !forbidden_in_store())?;
     let rules = allow(rules, Path::new(SYSTEM_ROOTS), AccessFs::ReadFile.into())?;
-    let rules = allow(rules, Path::new("/etc/resolv.conf"), AccessFs::ReadFile.into())?;
+    let rules = allow(rules, Path::new(RESOLVER_MOUNT), AccessFs::ReadFile.into())?;
     enforce(rules)?;
     install(&[COMMON, FETCHER], &[NO_CLONE3])
 }
@@ -242,7 +244,7 @@ const FETCHER: &[Allowed] = &[
     any(libc::SYS_pipe2, "a layer's pipe"),
     any(libc::SYS_clock_nanosleep, "waits between tries"),
     any(libc::SYS_getrandom, "TLS keys, ids of DNS questions"),
-    any(libc::SYS_openat, "store, roots of trust, resolv.conf: landlock says which"),
+    any(libc::SYS_openat, "store, roots of trust, resolver: landlock says which"),
     any(libc::SYS_statx, "sizes of files in the store"),
     any(libc::SYS_newfstatat, "reading a directory"),
     any(libc::SYS_statfs, "how full the disk is"),

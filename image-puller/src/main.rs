@@ -16,7 +16,7 @@ use nacre_puller::registry::retry::RetryPolicy;
 use nacre_puller::registry::transport::Timeouts;
 use nacre_puller::store::{Options, Store, StoreError};
 
-const RESOLV_CONF: &str = "/etc/resolv.conf";
+const RESOLV_CONF: &str = "/etc/resolver/resolv.conf";
 
 #[derive(Debug, thiserror::Error)]
 enum Error {

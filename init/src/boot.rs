@@ -51,13 +51,15 @@ const EARLY_MOUNTS: [(&str, &str, MountFlags, Option<&CStr>); 8] = [
 ];
 
 /// Directories of /run, outermost first.
-const DIRECTORIES: [&str; 6] = [
+const DIRECTORIES: [&str; 7] = [
     "/run/nacre",
     names::LAYERS_DIR,
     names::SCRATCH_DIR,
     names::KATA_RUN_DIR,
     "/run/kata-containers/shared",
     names::SANDBOX_DIR,
+    // The puller binds it; CreateSandbox puts the name servers there.
+    names::RESOLVER_DIR,
 ];
 
 pub fn mount_early() -> Result<(), InitError> {
@@ -74,9 +76,7 @@ pub fn mount_early() -> Result<(), InitError> {
     for directory in DIRECTORIES {
         make_directory(directory)?;
     }
-    // The puller binds this file; CreateSandbox replaces it with the sandbox's name servers.
-    std::fs::write("/run/kata-containers/sandbox/resolv.conf", b"")
-        .map_err(InitError::io("making an empty resolv.conf"))
+    Ok(())
 }
 
 fn make_directory(path: &'static str) -> Result<(), InitError> {

@@ -185,8 +185,8 @@ pub fn fetcher_plan(options: &StoreOptions) -> Plan {
         propagation: None,
     };
     let resolver = Mount {
-        destination: "/etc/resolv.conf".to_owned(),
-        kind: MountKind::Bind { source: format!("{}/resolv.conf", names::SANDBOX_DIR), recursive: false },
+        destination: names::RESOLVER_MOUNT.to_owned(),
+        kind: MountKind::Bind { source: names::RESOLVER_DIR.to_owned(), recursive: false },
         attributes: MountAttributes {
             read_only: true,
             no_suid: true,

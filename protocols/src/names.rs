@@ -29,6 +29,10 @@ pub const KATA_RUN_DIR: &str = "/run/kata-containers";
 pub const SHARED_DIR: &str = "/run/kata-containers/shared/containers";
 /// Files made by CreateSandbox: `resolv.conf`, `hosts`, `hostname`.
 pub const SANDBOX_DIR: &str = "/run/kata-containers/sandbox";
+/// The puller's own `resolv.conf`: a container that may write to the sandbox's cannot lead pulls astray.
+pub const RESOLVER_DIR: &str = "/run/kata-containers/resolver";
+/// Where the helper container of the fetcher has it: a directory, so that it sees the file replaced.
+pub const RESOLVER_MOUNT: &str = "/etc/resolver";
 /// Where the layers' EROFS mounts stand: one directory per layer, named by its diff_id in hex.
 pub const LAYERS_DIR: &str = "/run/nacre/layers";
 /// The scratch disk (or tmpfs): `store/` belongs to the puller, `containers/` holds writable layers.

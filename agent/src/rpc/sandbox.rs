@@ -12,7 +12,7 @@ use nacre_protocols::host_agent::kata::{
 };
 use nacre_protocols::host_agent::ttrpc::Code;
 use nacre_protocols::init_launcher::StorageStep;
-use nacre_protocols::names::SANDBOX_DIR;
+use nacre_protocols::names::{RESOLVER_DIR, SANDBOX_DIR};
 use prost::Message;
 use tokio::sync::oneshot;
 
@@ -95,17 +95,18 @@ fn files(request: &CreateSandboxRequest) -> Result<Vec<StorageStep>, RpcError> {
     }
     let name = if request.hostname.is_empty() { "localhost" } else { &request.hostname };
     let hosts = format!("127.0.0.1\tlocalhost {name}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    let file = |name: &str, content: String| {
+    let file = |directory: &str, name: &str, content: String| {
         if content.len() > FILE_MAX {
             return Err(RpcError::invalid(format!("{name} would have more than {FILE_MAX} bytes")));
         }
-        Ok(StorageStep::File { path: format!("{SANDBOX_DIR}/{name}"), content: content.into_bytes() })
+        Ok(StorageStep::File { path: format!("{directory}/{name}"), content: content.into_bytes() })
     };
     Ok(vec![
         StorageStep::Directory { path: SANDBOX_DIR.to_owned(), mode: 0o755 },
-        file("resolv.conf", resolv_conf)?,
-        file("hosts", hosts)?,
-        file("hostname", format!("{name}\n"))?,
+        file(SANDBOX_DIR, "resolv.conf", resolv_conf.clone())?,
+        file(SANDBOX_DIR, "hosts", hosts)?,
+        file(SANDBOX_DIR, "hostname", format!("{name}\n"))?,
+        file(RESOLVER_DIR, "resolv.conf", resolv_conf)?,
     ])
 }
 
