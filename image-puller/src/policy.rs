@@ -144,7 +144,8 @@ impl Requirement<'_> {
 /// The scopes that fit a reference, best first: itself, its repository, the namespaces above, the registry, the domains
 /// above that, and the transport. With a digest its tag is only a name, and no scope.
 fn scopes(reference: &Reference) -> Vec<String> {
-    let name = format!("{}/{}", reference.domain, reference.path);
+    // Case makes no other host of it.
+    let name = format!("{}/{}", reference.domain.to_ascii_lowercase(), reference.path);
     let own = match (&reference.digest, &reference.tag) {
         (Some(digest), _) => format!("{name}@{digest}"),
         (None, tag) => format!("{name}:{}", tag.as_deref().unwrap_or_default()),
@@ -291,6 +292,7 @@ mod tests {
             (by_digest.as_str(), reject, by_digest.as_str(), true),
             ("r.example/ns/repo:1", reject, &format!("r.example/ns/repo:1@{A}"), false),
             ("[::1]:5000/x", reject, "[::1]:5000/x", true),
+            ("r.example/x", reject, "R.Example/x", true),
         ] {
             let listed = match scopes {
                 "" => String::new(),

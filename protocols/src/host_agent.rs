@@ -15,6 +15,27 @@ pub mod kata {
 /// The additive service (`proto/nacre.proto`).
 pub mod nacre {
     include!(concat!(env!("OUT_DIR"), "/nacre.v1.rs"));
+
+    /// Never prints a secret.
+    impl std::fmt::Debug for Credentials {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("Credentials")
+        }
+    }
+
+    /// Never prints the key.
+    impl std::fmt::Debug for ClientCertificate {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "ClientCertificate for {}", self.registry)
+        }
+    }
+
+    /// Never prints the URLs, which may hold passwords.
+    impl std::fmt::Debug for Proxy {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("Proxy")
+        }
+    }
 }
 
 /// Annotation of a container's specification: namespaces that it has for itself, out of `ipc`, `uts` and `network`,
@@ -119,5 +140,26 @@ mod tests {
         assert_eq!(group.encode_to_vec(), [0x10, 5, 0x18, 1]);
         let reseed = kata::ReseedRandomDevRequest { data: vec![9] };
         assert_eq!(reseed.encode_to_vec(), [0x12, 1, 9]);
+    }
+}
+
+#[cfg(test)]
+mod secrets {
+    use super::nacre;
+
+    #[test]
+    fn a_request_is_printed_without_its_secrets() {
+        let secret = || "hidden".to_owned();
+        let request = nacre::StartPullRequest {
+            credentials: Some(nacre::Credentials {
+                user: secret(),
+                password: secret(),
+                identity_token: secret(),
+            }),
+            client_certificates: vec![nacre::ClientCertificate { key: secret(), ..Default::default() }],
+            proxy: Some(nacre::Proxy { http: secret(), https: secret(), ..Default::default() }),
+            ..Default::default()
+        };
+        assert!(!format!("{request:?}").contains("hidden"));
     }
 }

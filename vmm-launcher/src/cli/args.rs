@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+use super::registry::RegistryOptions;
 use super::values::{self, PublishArg, ScratchArg, VolumeArg};
 
 /// Runs each container in a virtual machine of its own. The image is pulled, verified and unpacked inside.
@@ -146,26 +147,6 @@ pub struct Run {
     /// command and its arguments, instead of the image's
     #[arg(value_names = ["IMAGE", "COMMAND"], required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
     pub words: Vec<String>,
-}
-
-/// Where images come from.
-#[derive(Debug, Args)]
-pub struct RegistryOptions {
-    /// Platform of the image: OS/ARCHITECTURE[/VARIANT]
-    #[arg(long, default_value = "linux/amd64", value_parser = values::platform)]
-    pub platform: (String, String, String),
-    /// Verify the registry's certificate
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = ArgAction::Set)]
-    pub tls_verify: bool,
-    /// A registry (HOST[:PORT]) that may be spoken to by plain http or with an unknown certificate
-    #[arg(long, value_name = "HOST[:PORT]")]
-    pub insecure_registry: Vec<String>,
-    /// Trust the certificates in this PEM file, too
-    #[arg(long, value_name = "FILE")]
-    pub ca_cert: Vec<PathBuf>,
-    /// Credentials for the registry; without them those of docker login and podman login are used
-    #[arg(long, value_name = "USER:PASSWORD")]
-    pub creds: Option<String>,
 }
 
 /// The virtual machine of a new sandbox.

@@ -14,6 +14,7 @@ mod manage;
 mod plan;
 mod progress;
 mod pull;
+mod registry;
 mod run;
 mod store;
 mod terminal;

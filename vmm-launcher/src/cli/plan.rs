@@ -8,10 +8,11 @@ use nacre_protocols::names::SHARED_DIR;
 use super::args::{AccelArg, Network, Run, first_word};
 use super::attach::Streams;
 use super::error::Failure;
+use super::registry::{Loopback, Order};
 use super::run::absolute;
 use super::values::{ScratchArg, Security, VolumeArg};
 use super::{environment, find, guest_files, terminal};
-use crate::images::{Credentials, ImageSource, RegistryHost, loopback_registry, registry_host};
+use crate::images::ImageSource;
 use crate::sandbox::session::Wanted;
 use crate::sandbox::spec::{ContainerSettings, Limits, SeccompChoice, Volume};
 use crate::sandbox::stores::{Stores, StoresError};
@@ -26,20 +27,14 @@ const SCRATCH_BYTES: u64 = 32 << 30;
 /// On disk rather than in memory, unlike `/run` and often `/tmp`.
 const SCRATCH_DIRECTORY: &str = "/var/tmp";
 const SCRATCH_VARIABLE: &str = "NACRE_SCRATCH_DIR";
-/// Longest file of certificates, in bytes.
-const CERTIFICATES_MAX: u64 = 1024 * 1024;
-/// docker.io, in the files of `docker login`.
-const DEFAULT_REGISTRY: &str = "docker.io";
-/// Ports of a registry whose reference names none.
-const REGISTRY_PORTS: [u16; 2] = [443, 80];
 
 pub struct Plan {
     pub name: String,
     pub source: ImageSource,
     /// The image argument, its path absolute.
     pub image: String,
-    /// The registry, if it is on this host's loopback.
-    pub loopback: Option<RegistryHost>,
+    /// Registries and proxies on this host's loopback.
+    pub loopback: Vec<Loopback>,
     /// All but what only the sandbox's network tells.
     pub wanted: Wanted,
     pub settings: ContainerSettings,
@@ -74,17 +69,19 @@ impl Plan {
         if args.cpus.is_some_and(|cpus| cpus > 1.0) {
             notices.push("the sandbox has one virtual processor: --cpus above 1 changes nothing".to_owned());
         }
-        let loopback = match &source {
-            ImageSource::Registry(reference) => loopback_registry(reference),
-            _ => None,
+        let Order { wanted, loopback } = match &source {
+            ImageSource::Registry(reference) => {
+                args.registry.order(reference, |name| std::env::var(name).ok(), &mut notices)?
+            }
+            _ => Order { wanted: args.registry.rules()?, loopback: Vec::new() },
         };
         let shares = args.volume.iter().map(share).collect::<Result<Vec<_>, _>>()?;
         let place = match &args.within {
             Some(name) => Place::In(name.clone()),
-            None => Place::New(machine(&args, &name, &shares, loopback.as_ref())?),
+            None => Place::New(machine(&args, &name, &shares, &loopback)?),
         };
         Ok(Self {
-            wanted: wanted(&args, &source, &mut notices)?,
+            wanted,
             settings: settings(&args, command.to_vec(), &name, &shares)?,
             streams: Streams { interactive: args.interactive, terminal: args.tty },
             detach: args.detach,
@@ -97,11 +94,6 @@ impl Plan {
             place,
             notices,
         })
-    }
-
-    /// Ports of this host's loopback that the pull needs.
-    pub fn loopback_ports(&self) -> Vec<u16> {
-        loopback_ports(self.loopback.as_ref())
     }
 }
 
@@ -147,7 +139,7 @@ fn machine(
     args: &Run,
     name: &str,
     shares: &[SharedDirectory],
-    loopback: Option<&RegistryHost>,
+    loopback: &[Loopback],
 ) -> Result<MachineConfig, Failure> {
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let memory = match (args.machine.vm_memory, args.memory) {
@@ -205,42 +197,8 @@ pub fn scratch_directory() -> Result<std::path::PathBuf, Failure> {
     }
 }
 
-fn loopback_ports(registry: Option<&RegistryHost>) -> Vec<u16> {
-    match registry {
-        None => Vec::new(),
-        Some(RegistryHost { port: Some(port), .. }) => vec![*port],
-        Some(_) => REGISTRY_PORTS.into(),
-    }
-}
-
-fn wanted(args: &Run, source: &ImageSource, notices: &mut Vec<String>) -> Result<Wanted, Failure> {
-    let mut wanted = Wanted { platform: args.registry.platform.clone(), ..Default::default() };
-    let ImageSource::Registry(reference) = source else { return Ok(wanted) };
-    wanted.reference.clone_from(reference);
-    let registry =
-        registry_host(reference).map_or_else(|| DEFAULT_REGISTRY.to_owned(), |host| host.authority());
-    wanted.insecure.clone_from(&args.registry.insecure_registry);
-    if !args.registry.tls_verify {
-        wanted.insecure.push(registry.clone());
-    }
-    for path in &args.registry.ca_cert {
-        let failed =
-            |error: String| Failure::new("arguments", format!("--ca-cert {}: {error}", path.display()));
-        let length = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
-        if length > CERTIFICATES_MAX {
-            return Err(failed(format!("longer than {CERTIFICATES_MAX} bytes")));
-        }
-        let pem = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-        wanted.certificate_authorities.push(pem);
-    }
-    wanted.credentials = match &args.registry.creds {
-        Some(text) => Some(Credentials::parse(text).map_err(|error| Failure::new("arguments", error))?),
-        None => Credentials::find(&registry).unwrap_or_else(|error| {
-            notices.push(format!("no credentials for {registry}: {error}"));
-            None
-        }),
-    };
-    Ok(wanted)
+fn loopback_ports(loopback: &[Loopback]) -> Vec<u16> {
+    loopback.iter().flat_map(|there| there.ports.iter().copied()).collect()
 }
 
 fn settings(

@@ -289,15 +289,20 @@ impl Sandbox {
                 }
                 _ => return Err(Failure::new("pull", "the monitor gave a wrong answer")),
             }
-        } else if let Some(registry) = &plan.loopback {
-            if !plan.loopback_ports().iter().all(|port| self.host_ports.contains(port)) {
-                let cause =
-                    format!("the sandbox was started without a way to {} of this host", registry.authority());
+        }
+        for there in &plan.loopback {
+            if !there.ports.iter().all(|port| self.host_ports.contains(port)) {
+                let cause = format!(
+                    "the sandbox was started without a way to {} of this host",
+                    there.host.authority()
+                );
                 return Err(Failure::new("pull", cause)
                     .next("run the container in a sandbox of its own, without --in"));
             }
-            wanted.insecure.push(registry.authority());
-            wanted.aliases.push((registry.host.clone(), host_address()?));
+            if there.is_registry {
+                wanted.insecure.push(there.host.authority());
+            }
+            wanted.aliases.push((there.host.host.clone(), host_address()?));
         }
         Ok(wanted)
     }

@@ -1,11 +1,12 @@
-//! Credentials for a registry: given on the command line, or found where `docker login` and `podman login` put them.
-//! Credential helpers are programs; they are not run.
+//! Credentials for a registry: given on the command line, or found where `docker login` and `podman login` put them, in their
+//! files or with the helpers that these name.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::helper::{self, HelperError};
 use super::source::read_limited;
 
 /// Longest credential file, in bytes.
@@ -39,10 +40,8 @@ pub enum CredentialsError {
     Json { path: PathBuf, source: serde_json::Error },
     #[error("{path:?}: the entry of {registry:?} is not base64 of USER:PASSWORD")]
     Entry { path: PathBuf, registry: String },
-    #[error(
-        "{path:?} leaves {registry:?} to the credential helper {helper:?}, which nacre does not run; use --creds"
-    )]
-    Helper { path: PathBuf, registry: String, helper: String },
+    #[error("{path:?} leaves {registry:?} to the credential helper {helper:?}: {source}")]
+    Helper { path: PathBuf, registry: String, helper: String, source: HelperError },
 }
 
 impl Credentials {
@@ -51,30 +50,31 @@ impl Credentials {
         basic(text).ok_or(CredentialsError::Argument)
     }
 
-    /// Those of `registry` (`host[:port]`, or `docker.io`) in the first of the usual files that has them.
-    pub fn find(registry: &str) -> Result<Option<Self>, CredentialsError> {
+    /// Those for a repository (`host[:port]/path`) in the first of the usual files that has them.
+    pub fn find(repository: &str) -> Result<Option<Self>, CredentialsError> {
         for path in usual_files(|name| std::env::var_os(name).map(PathBuf::from)) {
-            if let Some(found) = Self::find_in(&path, registry)? {
+            if let Some(found) = Self::find_in(&path, repository)? {
                 return Ok(Some(found));
             }
         }
         Ok(None)
     }
 
-    /// Those of `registry` in one file; a file that does not exist has none.
-    pub fn find_in(path: &Path, registry: &str) -> Result<Option<Self>, CredentialsError> {
+    /// Those for a repository in one file; a file that does not exist has none. An entry may be for a registry, or for a
+    /// namespace of it; the longest that fits is taken.
+    pub fn find_in(path: &Path, repository: &str) -> Result<Option<Self>, CredentialsError> {
         let bytes = match read_limited(path, FILE_MAX) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             result => result.map_err(|source| CredentialsError::Read { path: path.to_owned(), source })?,
         };
         let config: DockerConfig = serde_json::from_slice(&bytes)
             .map_err(|source| CredentialsError::Json { path: path.to_owned(), source })?;
-        let keys = keys(registry);
+        let registry = repository.split('/').next().unwrap_or_default();
+        let keys = keys(repository);
         let entry = keys.iter().find_map(|key| config.auths.get(key.as_str()));
-        let helper = keys
-            .iter()
-            .find_map(|key| config.cred_helpers.get(key.as_str()))
-            .or(config.creds_store.as_ref().filter(|_| entry.is_some()));
+        let helped = keys.iter().find_map(|key| Some((key, config.cred_helpers.get(key.as_str())?)));
+        let stored = keys.iter().find(|key| config.auths.contains_key(key.as_str()));
+        let helper = helped.or(stored.zip(config.creds_store.as_ref()));
         match entry {
             Some(Auth { identitytoken: Some(token), .. }) if !token.is_empty() => {
                 Ok(Some(Self::IdentityToken(token.clone())))
@@ -86,11 +86,14 @@ impl Credentials {
                 })
             }
             _ => match helper {
-                Some(helper) => Err(CredentialsError::Helper {
-                    path: path.to_owned(),
-                    registry: registry.to_owned(),
-                    helper: helper.clone(),
-                }),
+                Some((server, helper)) => {
+                    helper::ask(helper, server).map_err(|source| CredentialsError::Helper {
+                        path: path.to_owned(),
+                        registry: registry.to_owned(),
+                        helper: helper.clone(),
+                        source,
+                    })
+                }
                 None => Ok(None),
             },
         }
@@ -130,9 +133,16 @@ fn usual_files(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
     files
 }
 
-fn keys(registry: &str) -> Vec<String> {
-    let mut keys = vec![registry.to_owned(), format!("https://{registry}"), format!("http://{registry}")];
-    if registry == "docker.io" {
+/// The repository, the namespaces above it, the registry, and the other names that this goes by.
+fn keys(repository: &str) -> Vec<String> {
+    let mut keys = vec![repository.to_owned()];
+    let mut rest = repository;
+    while let Some((above, _)) = rest.rsplit_once('/') {
+        keys.push(above.to_owned());
+        rest = above;
+    }
+    keys.extend([format!("https://{rest}"), format!("http://{rest}")]);
+    if rest == "docker.io" {
         keys.extend([DOCKER_HUB.to_owned(), "index.docker.io".to_owned(), "registry-1.docker.io".to_owned()]);
     }
     keys
@@ -179,20 +189,26 @@ mod tests {
             "https://index.docker.io/v1/":{"auth":"aHViOmE6Yg=="},
             "token.example":{"auth":"","identitytoken":"secret"},
             "broken.example":{"auth":"!"},
+            "spaced.example":{"auth":"dXNlcjpwYXNz"},
+            "spaced.example/team":{"auth":"aHViOmE6Yg=="},
             "stored.example":{}},
-            "credHelpers":{"helped.example":"pass"},"credsStore":"desktop"}"#;
+            "credHelpers":{"helped.example":"../pass"},"credsStore":"nowhere.to.be.found"}"#;
         std::fs::write(&path, config).unwrap();
         for (registry, expected) in [
             ("localhost:5000", Some(basic("user", "pass"))),
             ("docker.io", Some(basic("hub", "a:b"))),
             ("token.example", Some(Credentials::IdentityToken("secret".into()))),
             ("elsewhere.example", None),
+            ("spaced.example/teams/app", Some(basic("user", "pass"))),
+            ("spaced.example/team/app", Some(basic("hub", "a:b"))),
         ] {
             assert_eq!(Credentials::find_in(&path, registry).unwrap(), expected, "{registry}");
         }
-        for (registry, text) in
-            [("broken.example", "base64"), ("helped.example", "\"pass\""), ("stored.example", "\"desktop\"")]
-        {
+        for (registry, text) in [
+            ("broken.example", "base64"),
+            ("helped.example/x", "letters"),
+            ("stored.example", "cannot start"),
+        ] {
             let error = Credentials::find_in(&path, registry).unwrap_err().to_string();
             assert!(error.contains(text), "{registry}: {error}");
         }

@@ -4,8 +4,10 @@
 mod archive;
 mod credentials;
 mod docker;
+pub mod helper;
 mod layout;
 mod loopback;
+pub mod registries;
 mod server;
 mod source;
 

@@ -11,6 +11,7 @@ use super::machine::GuestNetwork;
 use super::spec::ImageProcess;
 use crate::client::{Client, ClientError, printable};
 use crate::devices::fs::TAG;
+use crate::images::Credentials;
 
 /// How often a pull is begun again because the agent was restarted under it.
 const PULL_RESTARTS_MAX: usize = 3;
@@ -24,11 +25,20 @@ pub struct Wanted {
     pub reference: String,
     /// `os`, `architecture`, `variant`.
     pub platform: (String, String, String),
-    pub credentials: Option<crate::images::Credentials>,
+    /// Where the repository really is, if not where the reference says.
+    pub location: String,
+    /// Of that registry.
+    pub credentials: Option<Credentials>,
+    /// Asked before it: where, and as whom.
+    pub mirrors: Vec<(String, Option<Credentials>)>,
     /// Registries that may be spoken to by plain http or with an unknown certificate.
     pub insecure: Vec<String>,
     /// PEM.
     pub certificate_authorities: Vec<String>,
+    pub client_certificates: Vec<own::ClientCertificate>,
+    pub proxy: own::Proxy,
+    /// The text of a policy; empty: none.
+    pub policy: String,
     /// Host name and address.
     pub aliases: Vec<(String, String)>,
     /// The image stays in the store when nothing uses it.
@@ -183,20 +193,21 @@ fn shared_directories() -> kata::Storage {
 }
 
 fn start_pull_request(id: &str, wanted: &Wanted) -> own::StartPullRequest {
-    use crate::images::Credentials;
     let (os, architecture, variant) = wanted.platform.clone();
+    let mirror = |(location, given): &(String, Option<Credentials>)| own::Mirror {
+        location: location.clone(),
+        credentials: given.as_ref().map(credentials),
+    };
     own::StartPullRequest {
         id: id.to_owned(),
         reference: wanted.reference.clone(),
         platform: Some(own::Platform { os, architecture, variant }),
-        credentials: wanted.credentials.as_ref().map(|credentials| match credentials.clone() {
-            Credentials::Basic { user, password } => {
-                own::Credentials { user, password, ..Default::default() }
-            }
-            Credentials::IdentityToken(identity_token) => {
-                own::Credentials { identity_token, ..Default::default() }
-            }
-        }),
+        location: wanted.location.clone(),
+        credentials: wanted.credentials.as_ref().map(credentials),
+        mirrors: wanted.mirrors.iter().map(mirror).collect(),
+        client_certificates: wanted.client_certificates.clone(),
+        proxy: Some(wanted.proxy.clone()),
+        policy: wanted.policy.clone(),
         insecure: wanted.insecure.clone(),
         certificate_authorities: wanted.certificate_authorities.clone(),
         aliases: wanted
@@ -205,7 +216,15 @@ fn start_pull_request(id: &str, wanted: &Wanted) -> own::StartPullRequest {
             .map(|(host, address)| own::HostAlias { host: host.clone(), address: address.clone() })
             .collect(),
         keep: wanted.keep,
-        ..Default::default()
+    }
+}
+
+fn credentials(given: &Credentials) -> own::Credentials {
+    match given.clone() {
+        Credentials::Basic { user, password } => own::Credentials { user, password, ..Default::default() },
+        Credentials::IdentityToken(identity_token) => {
+            own::Credentials { identity_token, ..Default::default() }
+        }
     }
 }
 
