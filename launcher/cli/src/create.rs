@@ -11,7 +11,7 @@ use nacre_launcher::check::{Checked, Origin};
 use nacre_launcher::container::{Given, create};
 use nacre_launcher::status::StatusSocket;
 use nacre_plan::oci;
-use nacre_protocols::init_launcher::{ContainerPlan, Namespace, fd};
+use nacre_protocols::init_launcher::{CgroupLimits, ContainerPlan, Missing, Namespace, fd};
 use nacre_sys::fork::{Birth, fork};
 use nacre_sys::process::{Child, PidNamespace};
 use nacre_sys::seqpacket;
@@ -184,7 +184,7 @@ fn shared_by_all(linux: Option<&oci::Linux>) -> oci::Linux {
 type Parts = (Child, OwnedFd, OwnedFd, i32, String, Option<OwnedFd>);
 
 fn bear(plan: &Checked<Box<ContainerPlan>>, record: &Record, inherited: Vec<OwnedFd>) -> Result<Parts> {
-    let needed = controllers(plan);
+    let needed = controllers(&plan.cgroup);
     let cgroup = cgroup::make(&record.cgroup, &needed)?;
     let (ours, theirs) = seqpacket::pair().doing(|| "making the status socket".to_owned())?;
     let (gate, gate_writer) = pipe_with(PipeFlags::CLOEXEC).doing(|| "making the start gate".to_owned())?;
@@ -252,12 +252,12 @@ fn bear(plan: &Checked<Box<ContainerPlan>>, record: &Record, inherited: Vec<Owne
     }
 }
 
-/// Controllers that the plan writes files of.
-fn controllers(plan: &ContainerPlan) -> Vec<&str> {
-    let mut all: Vec<&str> = plan
-        .cgroup
+/// Controllers that limits cannot be without.
+pub fn controllers(limits: &CgroupLimits) -> Vec<&str> {
+    let mut all: Vec<&str> = limits
         .writes
         .iter()
+        .filter(|write| write.missing != Missing::Passes)
         .filter_map(|write| Some(write.file.split_once('.')?.0))
         .filter(|name| *name != "cgroup")
         .collect();

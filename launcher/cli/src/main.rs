@@ -23,6 +23,7 @@ mod signal_names;
 mod spec;
 mod state;
 mod stats;
+mod update;
 
 use args::Arguments;
 use error::{CliError, Result};
@@ -42,6 +43,7 @@ usage: nacre-launcher [--root DIR] [--log FILE] [--log-format text|json] COMMAND
   kill [-a] ID [SIGNAL]
   pause ID
   resume ID
+  update [-r FILE] [--memory BYTES] [--pids-limit N] [--cpu-quota US] … ID
   events [--stats] [--interval SECONDS] ID
   delete [-f] ID
   spec [-b BUNDLE]
@@ -77,6 +79,7 @@ fn dispatch(arguments: Arguments) -> Result<u8> {
         "events" => stats::command(&store, rest),
         "features" => features::command(rest),
         "spec" => spec::command(rest),
+        "update" => update::command(&store, rest),
         "help" => {
             print!("{HELP}");
             Ok(0)
