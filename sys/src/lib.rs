@@ -22,4 +22,6 @@ pub mod signals;
 #[cfg(feature = "host")]
 pub mod spawn;
 pub mod usage;
+#[cfg(feature = "host")]
+pub mod tsc;
 pub mod vsock;

@@ -183,6 +183,15 @@ fn the_limits_of_a_container_hold() {
 }
 
 #[test]
+fn two_processors_are_two_processors() {
+    require!(vm, tool "umoci", tool "busybox");
+    let expected = std::thread::available_parallelism().map_or(1, usize::from).min(2);
+    let output =
+        Nacre::new().run(["run", "--cpus", "2", &small(), "sh", "-c", "nproc; cat /sys/fs/cgroup/cpu.max"]);
+    output.exited(0).printed(&format!("{expected}\n200000 100000\n"));
+}
+
+#[test]
 fn out_of_memory_is_137_and_said() {
     require!(vm, tool "umoci", tool "busybox");
     let nacre = Nacre::new();

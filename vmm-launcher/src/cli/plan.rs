@@ -17,6 +17,7 @@ use crate::sandbox::session::Wanted;
 use crate::sandbox::spec::{ContainerSettings, Limits, SeccompChoice, Volume};
 use crate::sandbox::stores::{Stores, StoresError};
 use crate::sandbox::{AccelSetting, MachineConfig, ScratchSetting, SharedDirectory, random_name};
+use crate::vmm::MAX_VCPUS;
 
 /// Memory of a VM unless more is asked for, in MiB.
 const VM_MEMORY_MIB: u64 = 512;
@@ -66,8 +67,9 @@ impl Plan {
         }
         let name = name(args.name.as_deref())?;
         let mut notices = Vec::new();
-        if args.cpus.is_some_and(|cpus| cpus > 1.0) {
-            notices.push("the sandbox has one virtual processor: --cpus above 1 changes nothing".to_owned());
+        let vcpus = vcpus(args.cpus, std::thread::available_parallelism().map_or(1, usize::from));
+        if args.cpus.is_some_and(|cpus| cpus > f64::from(vcpus)) {
+            notices.push(format!("--cpus is more than this host has or a sandbox can have: it gets {vcpus}"));
         }
         let Order { wanted, loopback } = match &source {
             ImageSource::Registry(reference) => {
@@ -78,7 +80,7 @@ impl Plan {
         let shares = args.volume.iter().map(share).collect::<Result<Vec<_>, _>>()?;
         let place = match &args.within {
             Some(name) => Place::In(name.clone()),
-            None => Place::New(machine(&args, &name, &shares, &loopback)?),
+            None => Place::New(machine(&args, &name, vcpus, &shares, &loopback)?),
         };
         Ok(Self {
             wanted,
@@ -135,9 +137,16 @@ fn share(volume: &VolumeArg) -> Result<SharedDirectory, Failure> {
     Ok(SharedDirectory { host, read_only: volume.read_only })
 }
 
+/// Virtual processors for `--cpus`: enough for it, and no more than the host has. A share of one is the container's limit.
+fn vcpus(cpus: Option<f64>, host: usize) -> u8 {
+    let most = host.clamp(1, MAX_VCPUS.into()) as f64;
+    cpus.unwrap_or(1.0).ceil().clamp(1.0, most) as u8
+}
+
 fn machine(
     args: &Run,
     name: &str,
+    vcpus: u8,
     shares: &[SharedDirectory],
     loopback: &[Loopback],
 ) -> Result<MachineConfig, Failure> {
@@ -153,6 +162,7 @@ fn machine(
         image: guest_files::image(args.machine.image_file.as_deref())?,
         memory_mib: u32::try_from(memory).unwrap_or(u32::MAX),
         image_quota: args.image_quota,
+        vcpus,
         scratch: match &args.scratch {
             _ if args.store.is_some() => store(args.store.as_deref().unwrap_or_default())?,
             Some(ScratchArg::Tmpfs) => ScratchSetting::Tmpfs,
@@ -241,4 +251,24 @@ fn settings(
         limits: Limits { memory: args.memory, cpus: args.cpus, pids: args.pids_limit },
         no_network: args.net == Network::None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sandbox_has_the_processors_that_were_asked_for_and_exist() {
+        let cases = [
+            (None, 8, 1),
+            (Some(0.5), 8, 1),
+            (Some(1.0), 8, 1),
+            (Some(1.5), 8, 2),
+            (Some(9.0), 4, 4),
+            (Some(1e3), 900, 64),
+        ];
+        for (asked, host, expected) in cases {
+            assert_eq!(vcpus(asked, host), expected, "{asked:?} of {host}");
+        }
+    }
 }

@@ -25,6 +25,7 @@ pub struct MachineConfig {
     pub kernel: PathBuf,
     pub image: PathBuf,
     pub memory_mib: u32,
+    pub vcpus: u8,
     pub scratch: ScratchSetting,
     /// Most bytes that image layers may take.
     pub image_quota: Option<u64>,
@@ -94,6 +95,7 @@ impl MachineConfig {
         let mut config = VmConfig::new(self.kernel.clone(), place.path().to_owned());
         config.image = Some(self.image.clone());
         config.memory_mib = self.memory_mib;
+        config.vcpus = self.vcpus;
         config.guest_cid = GUEST_CID;
         config.console_log = Some(place.console_log());
         config.accel = match self.accel {

@@ -13,7 +13,9 @@ use crate::net::NetConfig;
 pub const MIN_MEMORY_MIB: u32 = 64;
 /// MiB of memory of one VM.
 pub const MAX_MEMORY_MIB: u32 = 1 << 20;
-/// Bytes of the kernel's command line (`COMMAND_LINE_SIZE` of x86, less what QEMU adds for each device).
+/// Virtual processors of a VM: as many as the kernel is built for (`NR_CPUS`).
+pub const MAX_VCPUS: u8 = 64;
+/// Bytes of the kernel's command line (`COMMAND_LINE_SIZE` of x86, less what QEMU adds for each device and we for a translated guest).
 pub const MAX_CMDLINE_BYTES: usize = 1536;
 /// Smallest scratch disk.
 pub const MIN_SCRATCH_BYTES: u64 = 16 << 20;
@@ -31,6 +33,8 @@ pub struct VmConfig {
     pub scratch: Scratch,
     /// Guest memory.
     pub memory_mib: u32,
+    /// Virtual processors, 1 to [`MAX_VCPUS`].
+    pub vcpus: u8,
     /// Words added to the kernel's command line.
     pub cmdline: Vec<String>,
     /// The guest's vsock address, 3 or more.
@@ -57,7 +61,7 @@ pub enum Scratch {
 }
 
 impl VmConfig {
-    /// A VM without image, shares and network, 256 MiB.
+    /// A VM without image, shares and network, one processor, 256 MiB.
     #[must_use]
     pub fn new(kernel: PathBuf, runtime_dir: PathBuf) -> VmConfig {
         VmConfig {
@@ -65,6 +69,7 @@ impl VmConfig {
             image: None,
             scratch: Scratch::None,
             memory_mib: 256,
+            vcpus: 1,
             cmdline: Vec::new(),
             guest_cid: 3,
             shares: Vec::new(),
@@ -105,6 +110,9 @@ impl VmConfig {
     pub fn check(&self) -> Result<(), ConfigError> {
         if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
             return Err(ConfigError::Memory(self.memory_mib));
+        }
+        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
+            return Err(ConfigError::Vcpus(self.vcpus));
         }
         if let Scratch::Disk { size_bytes, .. } = &self.scratch
             && *size_bytes < MIN_SCRATCH_BYTES
@@ -200,6 +208,8 @@ fn check_runtime_dir(dir: &Path) -> Result<(), ConfigError> {
 pub enum ConfigError {
     #[error("memory of {0} MiB is outside {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}")]
     Memory(u32),
+    #[error("{0} virtual processors are outside 1 to {MAX_VCPUS}")]
+    Vcpus(u8),
     #[error("a scratch disk of {0} bytes is below {MIN_SCRATCH_BYTES}")]
     ScratchSize(u64),
     #[error("kernel command line: `{0}` has a character that is not printable ASCII, or none")]
@@ -232,6 +242,8 @@ mod tests {
         type Case = (fn(&mut VmConfig), &'static str);
         let cases: &[Case] = &[
             (|c| c.memory_mib = 1, "memory of 1 MiB"),
+            (|c| c.vcpus = 0, "0 virtual processors"),
+            (|c| c.vcpus = 65, "65 virtual processors"),
             (|c| c.cmdline = vec!["a b".into()], "command line: `a b`"),
             (|c| c.cmdline = vec![String::new()], "command line: ``"),
             (|c| c.cmdline = vec!["a".repeat(2000)], "exceed"),

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::accel::{AccelChoice, choose_accel};
+use super::clock::HostClock;
 use super::config::{ConfigError, Scratch, VmConfig};
 use super::console::Console;
 use super::process::{Process, ProcessEnd};
@@ -67,14 +68,18 @@ impl Vm {
         let started = Instant::now();
         config.check()?;
         let qemu_path = find_program(QEMU).ok_or(VmError::NoQemu)?;
-        let cmdline = config.kernel_cmdline()?;
+        let mut cmdline = config.kernel_cmdline()?;
         let files = Files::open(&config)?;
         let accel = choose_accel(config.accel);
+        let clock = (!accel.kvm).then(HostClock::start);
         let notes = Notes::default();
         let vsock = config.runtime_dir.join(VSOCK_NAME);
         let devices = serve_devices(&config, &vsock, &notes)?;
         let mut network = Network::start(&config.network, &notes)?;
 
+        for word in clock.iter().flat_map(HostClock::words) {
+            cmdline = format!("{cmdline} {word}");
+        }
         let mut inherited = Inherited::default();
         let mut devices = devices;
         let sockets: Vec<RawFd> =
@@ -90,6 +95,7 @@ impl Vm {
         let setup = QemuSetup {
             kvm: accel.kvm,
             memory_mib: config.memory_mib,
+            vcpus: config.vcpus,
             kernel: &config.kernel,
             cmdline: &cmdline,
             root,

@@ -18,6 +18,7 @@ const TCG_CACHE_MIB: u32 = 128;
 pub struct QemuSetup<'a> {
     pub kvm: bool,
     pub memory_mib: u32,
+    pub vcpus: u8,
     pub kernel: &'a Path,
     pub cmdline: &'a str,
     pub root: Option<RawFd>,
@@ -95,7 +96,7 @@ impl QemuSetup<'_> {
         } else {
             args.pair("-accel", format!("tcg,tb-size={TCG_CACHE_MIB}")).pair("-cpu", "max");
         }
-        args.pair("-smp", "1").pair("-m", format!("{}M", self.memory_mib));
+        args.pair("-smp", self.vcpus.to_string()).pair("-m", format!("{}M", self.memory_mib));
         // vhost-user backends map guest memory, so it is a shared memfd.
         args.pair("-object", format!("memory-backend-memfd,id=ram,size={}M,share=on", self.memory_mib));
         // The guest ends by resetting; QEMU then ends too.
@@ -165,6 +166,7 @@ mod tests {
         let mut setup = QemuSetup {
             kvm: false,
             memory_mib: 128,
+            vcpus: 2,
             kernel: Path::new("/k,ernel"),
             cmdline: "a b",
             root: Some(10),
