@@ -164,10 +164,13 @@ impl Sum {
         for name in &self.failures {
             println!("failed: {name}");
         }
-        let minutes = duration.as_secs_f64() / 60.0;
-        let ignored = if self.ignored > 0 { format!(", {} ignored", self.ignored) } else { String::new() };
+        if self.ignored > 0 {
+            println!("{} ignored", self.ignored);
+        }
+        println!("{:.1} min", duration.as_secs_f64() / 60.0);
+        // The last line, alone and plain, for programs that count.
         println!(
-            "{} passed, {} failed, {} skipped{ignored} ({minutes:.1} min)",
+            "{} passed, {} failed, {} skipped",
             // Who was skipped did nothing, so did not pass.
             self.passed.saturating_sub(self.skipped.len()),
             self.failed,
