@@ -5,10 +5,12 @@
 //! `cargo xtask test` installs; what cannot run says why, and fails where the environment variable `CI` is set.
 
 pub mod artefacts;
+pub mod dns;
 pub mod fixtures;
 pub mod guard;
 pub mod nacre;
 pub mod need;
+pub mod network;
 pub mod proxy;
 pub mod registry;
 pub mod rights;

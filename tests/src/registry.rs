@@ -65,13 +65,15 @@ impl Registry {
         registry
     }
 
-    /// The same registry, with what it holds, started again at another address behind TLS. `words` go before its command
-    /// and may lead into another network.
-    pub fn behind_tls(mut self, words: &[&str], address: Ipv4Addr, certificate: &str, key: &str) -> Self {
+    /// The same registry, with what it holds, started again at another address, behind TLS if given the files of a
+    /// certificate and its key. `words` go before its command and may lead into another network.
+    pub fn moved(mut self, words: &[&str], address: Ipv4Addr, tls: Option<(&str, &str)>) -> Self {
         let _ = self.process.kill();
         let _ = self.process.wait();
         let mut config = configuration(self.folder.path(), &format!("{address}:{}", self.port));
-        config.push_str(&format!("  tls: {{certificate: \"{certificate}\", key: \"{key}\"}}\n"));
+        if let Some((certificate, key)) = tls {
+            config.push_str(&format!("  tls: {{certificate: \"{certificate}\", key: \"{key}\"}}\n"));
+        }
         self.process = serve(self.folder.path(), &config, words);
         // It cannot be reached from here.
         self.wait_until(|log| log.contains("listening on"));

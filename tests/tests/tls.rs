@@ -3,49 +3,11 @@
 //! Loopback registries are exempt from that, as with docker; so these tests have network namespaces of their own, with
 //! addresses that are nobody's.
 
-use std::net::Ipv4Addr;
 use std::path::Path;
 
 use nacre_tests::fixtures::images;
+use nacre_tests::network::{ADDRESS, Network};
 use nacre_tests::{Nacre, Registry, require, tool};
-
-/// Of the block for documentation (RFC 5737).
-const ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-const USER_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
-
-/// Two network namespaces: one for the registry, one for the user, who has a route to it. Gone with its value.
-struct Network {
-    registry: String,
-    user: String,
-}
-
-impl Network {
-    fn new() -> Self {
-        let name = |end: &str| format!("nacre-test-{end}-{}", std::process::id());
-        let network = Self { registry: name("registry"), user: name("user") };
-        for name in [&network.registry, &network.user] {
-            tool::run("ip", ["netns", "add", name]);
-            tool::run("ip", ["-n", name, "link", "set", "lo", "up"]);
-        }
-        let link =
-            ["-n", &network.registry, "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns"];
-        tool::run("ip", [&link[..], &[&network.user]].concat());
-        for (name, address) in [(&network.registry, ADDRESS), (&network.user, USER_ADDRESS)] {
-            tool::run("ip", ["-n", name, "address", "add", &format!("{address}/24"), "dev", "wire"]);
-            tool::run("ip", ["-n", name, "link", "set", "wire", "up"]);
-        }
-        tool::run("ip", ["-n", &network.user, "route", "add", "default", "via", &ADDRESS.to_string()]);
-        network
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        for name in [&self.registry, &self.user] {
-            let _ = tool::command("ip").args(["netns", "delete", name]).output();
-        }
-    }
-}
 
 /// An authority, and certificates that it and nobody signed; `good.crt` names [`ADDRESS`], `other.crt` another one.
 fn make_certificates(folder: &Path) {
@@ -74,10 +36,10 @@ fn a_certificate_must_come_from_a_root_of_trust_and_name_the_registry() {
     let registry = |name: &str| {
         let (certificate, key) = (at(&format!("{name}.crt")), at(&format!("{name}.key")));
         let open = Registry::holding(images(), &["small"]);
-        open.behind_tls(&["ip", "netns", "exec", &network.registry], ADDRESS, &certificate, &key)
+        open.moved(&Network::inside(&network.registry), ADDRESS, Some((&certificate, &key)))
     };
     let (good, other) = (registry("good"), registry("other"));
-    let nacre = Nacre::new().wrapped(&["ip", "netns", "exec", &network.user]);
+    let nacre = Nacre::new().wrapped(&Network::inside(&network.user));
     let image = |registry: &Registry| format!("{ADDRESS}:{}/images:small", registry.port);
     let trusted = ["run", "--ca-cert", &at("ca.crt")].map(str::to_owned);
     let run = |options: &[String], registry: &Registry| {

@@ -7,7 +7,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, XattrFlags, getxattr, linkat, openat, setxattr, statvfs};
 
@@ -509,7 +509,12 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        run("umount", [self.path.as_os_str()]);
+        // Busy for a moment while another test of this program forks: its child has our descriptors until it executes.
+        let until = Instant::now() + Duration::from_secs(10);
+        while !Command::new("umount").arg(&self.path).output().unwrap().status.success() {
+            assert!(Instant::now() < until, "{} stays mounted", self.path.display());
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
