@@ -11,12 +11,10 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{OFlags, fcntl_setfl};
 
+use super::aligned::ALIGNMENT_BYTES;
 use super::output::WriteAt;
 
-/// What any disk takes, of addresses in memory and of places in the file.
-const ALIGNMENT_BYTES: usize = 4096;
-
-/// Writes directly what is aligned, and all else through the page cache.
+/// Writes directly what is aligned, and all else through the page cache. The file's flags are its own while it lives.
 pub struct DirectFile<'f> {
     file: &'f File,
     direct: Cell<bool>,
@@ -29,33 +27,47 @@ impl<'f> DirectFile<'f> {
         DirectFile { file, direct: Cell::new(direct) }
     }
 
-    fn give_up(&self) -> io::Result<()> {
-        self.direct.set(false);
-        Ok(fcntl_setfl(self.file, OFlags::empty())?)
+    /// Through the page cache, as an exception or from now on.
+    fn write_cached(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        fcntl_setfl(self.file, OFlags::empty())?;
+        self.file.write_all_at(bytes, offset)?;
+        if self.direct.get() {
+            fcntl_setfl(self.file, OFlags::DIRECT)?;
+        }
+        Ok(())
     }
 }
 
 impl WriteAt for DirectFile<'_> {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        if self.direct.get() {
-            let aligned = bytes.as_ptr().align_offset(ALIGNMENT_BYTES) == 0
-                && bytes.len().is_multiple_of(ALIGNMENT_BYTES)
-                && offset.is_multiple_of(ALIGNMENT_BYTES as u64);
-            if aligned {
-                match self.file.write_all_at(bytes, offset) {
-                    // The disk's own alignment is a larger one.
-                    Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-                    outcome => return outcome,
-                }
-            }
-            // The end of a file, after which nothing comes.
-            self.give_up()?;
+        if !self.direct.get() {
+            return self.file.write_all_at(bytes, offset);
         }
-        self.file.write_all_at(bytes, offset)
+        let aligned = bytes.as_ptr().align_offset(ALIGNMENT_BYTES) == 0
+            && bytes.len().is_multiple_of(ALIGNMENT_BYTES)
+            && offset.is_multiple_of(ALIGNMENT_BYTES as u64);
+        if !aligned {
+            return self.write_cached(bytes, offset);
+        }
+        match self.file.write_all_at(bytes, offset) {
+            // The disk's own alignment is a larger one.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                self.direct.set(false);
+                self.write_cached(bytes, offset)
+            }
+            outcome => outcome,
+        }
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.file.set_len(len)
+    }
+}
+
+impl Drop for DirectFile<'_> {
+    /// The descriptor is shared, and others may read by it what is not aligned.
+    fn drop(&mut self) {
+        let _ = fcntl_setfl(self.file, OFlags::empty());
     }
 }
 
@@ -78,6 +90,8 @@ mod tests {
         let mut expected = vec![7; 3 * ALIGNMENT_BYTES];
         expected.extend([8; 100]);
         expected.resize(3 * ALIGNMENT_BYTES + 512, 0);
+        drop(out);
+        file.read_exact_at(&mut [0; 7], 3).expect("the file is as it was before");
         assert_eq!(std::fs::read(folder.path().join("file")).unwrap(), expected);
     }
 }

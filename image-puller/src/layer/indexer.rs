@@ -37,7 +37,7 @@ pub struct IndexedLayer {
 /// Both files must be empty, and open for writing. What is written to them must not be used before the caller compared
 /// `diff_id` with the image's. `progress` gets the bytes of the tar so far.
 ///
-/// Makes the system calls `read` (of `compressed`), `pwrite64` and `ftruncate`, `fcntl` to write the tar directly, those of
+/// Makes the system calls `read` (of `compressed`), `pwrite64` and `ftruncate`, `fcntl` to write directly, those of
 /// the allocator and of a thread, and once `getrandom`.
 pub fn index_layer(
     compressed: impl Read + Send + 'static,
@@ -48,7 +48,7 @@ pub fn index_layer(
     progress: impl FnMut(u64),
 ) -> Result<IndexedLayer, LayerError> {
     let pieces = Threaded::start(Decompressor::new(compressed, compression, limits)?)?;
-    index_pieces(pieces, DirectFile::new(tar_out), index_out, limits, progress)
+    index_pieces(pieces, DirectFile::new(tar_out), DirectFile::new(index_out), limits, progress)
 }
 
 /// The same for anything that can be written at offsets, and in one thread.

@@ -10,6 +10,7 @@
 //! stream and writes at offsets of two files it was handed. What it keeps in memory is a constant plus the tree.
 //! The other side is `nacre_layer_check`: what whoever mounts the index looks at first, without believing the writer.
 
+mod aligned;
 mod decompress;
 mod direct;
 mod erofs;

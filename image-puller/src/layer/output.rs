@@ -2,6 +2,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use super::aligned::{ALIGNMENT_BYTES, AlignedBuffer};
+
 /// A file written at offsets. Bytes that nobody wrote read as zeros.
 pub trait WriteAt {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
@@ -28,10 +30,11 @@ impl<W: WriteAt> WriteAt for &W {
     }
 }
 
-/// Collects small appends into writes of [`Appender::BUFFER_BYTES`].
+/// Collects small appends into writes of [`Appender::BUFFER_BYTES`], aligned in memory and, after the first, in the file.
 pub struct Appender<W> {
     file: W,
-    buffer: Vec<u8>,
+    buffer: AlignedBuffer,
+    filled: usize,
     flushed: u64,
 }
 
@@ -40,26 +43,38 @@ impl<W: WriteAt> Appender<W> {
 
     /// Appends from `start` on.
     pub fn new(file: W, start: u64) -> Self {
-        Appender { file, buffer: Vec::with_capacity(Self::BUFFER_BYTES), flushed: start }
+        Appender { file, buffer: AlignedBuffer::new(Self::BUFFER_BYTES), filled: 0, flushed: start }
     }
 
     /// Where the next byte goes.
     pub fn position(&self) -> u64 {
-        self.flushed + self.buffer.len() as u64
+        self.flushed + self.filled as u64
     }
 
     pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut rest = bytes;
         while !rest.is_empty() {
-            let room = Self::BUFFER_BYTES - self.buffer.len();
+            let room = self.capacity().saturating_sub(self.filled);
             let (now, later) = rest.split_at(room.min(rest.len()));
-            self.buffer.extend_from_slice(now);
+            let place = self.buffer.part_mut(self.filled..self.filled + now.len());
+            if place.len() == now.len() {
+                place.copy_from_slice(now);
+            }
+            self.filled += now.len();
             rest = later;
-            if self.buffer.len() == Self::BUFFER_BYTES {
+            if self.filled >= self.capacity() {
                 self.flush()?;
             }
         }
         Ok(())
+    }
+
+    /// Up to where the file is aligned, then whole buffers.
+    fn capacity(&self) -> usize {
+        match self.flushed as usize % ALIGNMENT_BYTES {
+            0 => Self::BUFFER_BYTES,
+            ahead => ALIGNMENT_BYTES - ahead,
+        }
     }
 
     /// Appends zeros until the position is `position`, which lies at or after the present one.
@@ -73,9 +88,9 @@ impl<W: WriteAt> Appender<W> {
     }
 
     pub fn flush(&mut self) -> io::Result<()> {
-        self.file.write_at(&self.buffer, self.flushed)?;
-        self.flushed += self.buffer.len() as u64;
-        self.buffer.clear();
+        self.file.write_at(self.buffer.front(self.filled), self.flushed)?;
+        self.flushed += self.filled as u64;
+        self.filled = 0;
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
+use super::aligned::AlignedBuffer;
 use super::decompress::Decompressor;
 use super::error::LayerError;
 
@@ -10,14 +11,10 @@ use super::error::LayerError;
 pub const PIECE_BYTES: usize = 256 << 10;
 /// Pieces that a thread works ahead: together with the one in hand, this much memory for each layer.
 const AHEAD: usize = 3;
-/// Where a piece begins in memory, so that a file written with direct I/O can be written from it.
-const ALIGNMENT_BYTES: usize = 4096;
 
-/// The next bytes of a tar.
+/// The next bytes of a tar, aligned so that a file can be written directly from them.
 pub struct Piece {
-    memory: Box<[u8]>,
-    /// Of the first aligned byte.
-    start: usize,
+    memory: AlignedBuffer,
     filled: usize,
     /// Bytes taken from the compressed stream when this was filled.
     pub compressed: u64,
@@ -25,23 +22,18 @@ pub struct Piece {
 
 impl Piece {
     fn new() -> Self {
-        let memory: Box<[u8]> = vec![0; PIECE_BYTES + ALIGNMENT_BYTES].into();
-        // Whoever cannot align gets a piece that is not: it is only slower.
-        let start =
-            Some(memory.as_ptr().align_offset(ALIGNMENT_BYTES)).filter(|start| *start < ALIGNMENT_BYTES);
-        Piece { memory, start: start.unwrap_or(0), filled: 0, compressed: 0 }
+        Piece { memory: AlignedBuffer::new(PIECE_BYTES), filled: 0, compressed: 0 }
     }
 
     pub fn bytes(&self) -> &[u8] {
-        self.memory.get(self.start..self.start + self.filled).unwrap_or_default()
+        self.memory.front(self.filled)
     }
 
-    /// Fills it as far as there is data, so that writes are large and aligned.
+    /// Fills it as far as there is data, so that writes are large.
     fn fill<R: Read>(&mut self, from: &mut Decompressor<R>) -> Result<(), LayerError> {
         self.filled = 0;
         while self.filled < PIECE_BYTES {
-            let room = self.memory.get_mut(self.start + self.filled..self.start + PIECE_BYTES);
-            match from.read(room.unwrap_or_default())? {
+            match from.read(self.memory.part_mut(self.filled..PIECE_BYTES))? {
                 0 => break,
                 count => self.filled += count,
             }
@@ -119,6 +111,7 @@ fn run<R: Read>(
 mod tests {
     use std::io;
 
+    use super::super::aligned::ALIGNMENT_BYTES;
     use super::super::{Compression, Limits};
     use super::*;
 

@@ -11,7 +11,9 @@ use nacre_layer_check::{CheckLimits, check_index};
 use nacre_protocols::names::{FETCHER_UID, LAYERS_DIR, STORE_DIR, Sha256};
 use nacre_sys::lease::has_no_writer;
 use nacre_sys::loop_device;
-use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fstat, fstatfs, unlinkat};
+use rustix::fs::{
+    Advice, AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, fadvise, fchmod, fchown, fstat, fstatfs, unlinkat,
+};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, UnmountFlags, unmount};
 use std::fs::File;
@@ -119,7 +121,10 @@ fn check(layer: Sha256, tar: &File, index: &File) -> Result<()> {
             format!("layer {layer}: a tar of {tar_bytes} bytes with an index of {index_bytes} bytes");
         return Err(LaunchError::refused(STAGE, message));
     }
-    match check_index(index, index_bytes, tar_bytes, &CheckLimits::default()) {
+    let outcome = check_index(index, index_bytes, tar_bytes, &CheckLimits::default());
+    // The mount has pages of its own for what it reads of the index: these were for the check alone.
+    let _ = fadvise(index, 0, None, Advice::DontNeed);
+    match outcome {
         Ok(_) => Ok(()),
         Err(error) => Err(LaunchError::refused(STAGE, format!("layer {layer} is not mounted: {error}"))),
     }

@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context;
+use nacre_layer_check::{CheckLimits, check_index};
 use nacre_sys::loop_device;
 use nacre_sys::page_cache::cached_pages;
+use rustix::fs::{Advice, fadvise};
+use rustix::io::Errno;
 
 use super::contenders::check;
 
@@ -22,7 +25,7 @@ pub fn ratio(store: &Path, mount_point: &Path) -> anyhow::Result<Option<f64>> {
     for layer in fs::read_dir(store.join("layers")).context("cannot list the store")? {
         let layer = layer.context("cannot list the store")?.path();
         match read_layer(&layer, mount_point, &mut sum) {
-            Err(error) if error.raw_os_error() == Some(libc_enosys()) => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(Errno::NOSYS.raw_os_error()) => return Ok(None),
             outcome => outcome.with_context(|| format!("cannot read {} through a mount", layer.display()))?,
         }
     }
@@ -45,6 +48,9 @@ struct Sum {
 fn read_layer(layer: &Path, mount_point: &Path, sum: &mut Sum) -> io::Result<()> {
     let index = File::open(layer.join("index.erofs"))?;
     let tar = File::open(layer.join("layer.tar"))?;
+    let (index_bytes, tar_bytes) = (index.metadata()?.len(), tar.metadata()?.len());
+    check_index(&index, index_bytes, tar_bytes, &CheckLimits::default()).map_err(io::Error::other)?;
+    fadvise(&index, 0, None, Advice::DontNeed)?;
     let index_device = loop_device::attach(&index, BLOCK_BYTES)?;
     let tar_device = loop_device::attach(&tar, BLOCK_BYTES)?;
     fs::create_dir_all(mount_point)?;
@@ -88,10 +94,4 @@ fn read_tree(directory: &Path, sum: &mut Sum) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// The kernel has no such call.
-fn libc_enosys() -> i32 {
-    const ENOSYS: i32 = 38;
-    ENOSYS
 }
