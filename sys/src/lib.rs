@@ -21,7 +21,7 @@ pub mod seqpacket;
 pub mod signals;
 #[cfg(feature = "host")]
 pub mod spawn;
-pub mod usage;
 #[cfg(feature = "host")]
 pub mod tsc;
+pub mod usage;
 pub mod vsock;
