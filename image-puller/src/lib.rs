@@ -5,7 +5,6 @@
 
 pub mod config;
 pub mod confine;
-pub mod digest;
 pub mod fetcher;
 pub mod index_client;
 pub mod indexer;
@@ -13,6 +12,7 @@ pub mod layer;
 pub mod manifest;
 pub mod policy;
 pub mod pull;
-pub mod reference;
 pub mod registry;
 pub mod store;
+
+pub use nacre_reference::{self as reference, digest};

@@ -254,7 +254,10 @@ fn wrong_arguments_are_125_and_explained() {
         (&["run", "-v", "relative:path", "x"], "path"),
         (&["run", "oci:/no/such/directory", "true"], "/no/such/directory"),
         (&["run", "docker-archive:/no/such/file", "true"], "/no/such/file"),
-        (&["run", "UPPER/case", "true"], "UPPER"),
+        (
+            &["run", "library/CASE", "true"],
+            "arguments: library/CASE: repository path \"library/CASE\" must be lower case",
+        ),
     ] {
         nacre.run(arguments).exited(125).printed("").said(&[text]);
     }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nacre_protocols::names::Sha256;
+use nacre_reference::{Reference, ReferenceError};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use sha2::{Digest, Sha256 as Hasher};
 
@@ -29,6 +30,8 @@ pub enum ImageSource {
 
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
     #[error("{0:?} names no file")]
     NoPath(String),
     #[error("open {path:?}: {source}")]
@@ -77,7 +80,10 @@ impl ImageSource {
             let (file, tag) = split(rest)?;
             Ok(Self::DockerArchive { file, tag })
         } else {
-            Ok(Self::Registry(text.strip_prefix("docker://").unwrap_or(text).to_owned()))
+            let reference = text.strip_prefix("docker://").unwrap_or(text);
+            // The sandbox reads it again; what cannot be one needs no boot to be told.
+            Reference::parse(reference)?;
+            Ok(Self::Registry(reference.to_owned()))
         }
     }
 
@@ -267,7 +273,7 @@ mod tests {
         for (text, expected) in [
             ("busybox", ImageSource::Registry("busybox".into())),
             ("docker://ghcr.io/a/b:c", ImageSource::Registry("ghcr.io/a/b:c".into())),
-            ("localhost:5000/x@sha256:00", ImageSource::Registry("localhost:5000/x@sha256:00".into())),
+            ("localhost:5000/x:t", ImageSource::Registry("localhost:5000/x:t".into())),
             ("oci:/x", ImageSource::OciLayout { directory: "/x".into(), tag: None }),
             ("oci:/x:v1", ImageSource::OciLayout { directory: "/x".into(), tag: Some("v1".into()) }),
             ("oci:/x:y/z", ImageSource::OciLayout { directory: "/x:y/z".into(), tag: None }),
@@ -280,7 +286,9 @@ mod tests {
         ] {
             assert_eq!(ImageSource::parse(text).unwrap(), expected, "{text}");
         }
-        assert!(ImageSource::parse("oci:").is_err());
+        for text in ["", "oci:", "A", "x:", "x@sha256:00", "x y"] {
+            assert!(ImageSource::parse(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -5,9 +5,11 @@
 //! is not `localhost` belongs to the path, the domain is then `docker.io`, and a one-part path there means
 //! `library/<path>`.
 
+pub mod digest;
+
 use std::fmt;
 
-use crate::digest::{Digest, DigestError};
+use digest::{Digest, DigestError};
 
 /// Longest whole reference in bytes: domain, path, tag and digest with room to spare.
 pub const REFERENCE_BYTES_MAX: usize = 1024;
