@@ -57,6 +57,7 @@ const STORAGE: &[c_long] = &[
     libc::SYS_openat2,
     libc::SYS_pread64,
     libc::SYS_pwrite64,
+    libc::SYS_fadvise64,
     libc::SYS_fallocate,
     libc::SYS_fstatfs,
     libc::SYS_newfstatat,
