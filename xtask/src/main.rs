@@ -7,6 +7,7 @@ mod cache;
 mod demo;
 mod image;
 mod kernel;
+mod lab;
 mod oci;
 mod packages;
 mod test;
@@ -37,6 +38,8 @@ enum Command {
     Demo,
     /// Build and test everything; what CI runs.
     Test(test::Options),
+    /// Run a command in a machine that has a KVM of its own, on any host: `cargo xtask lab -- COMMAND`.
+    Lab(lab::Options),
     /// Measure; prints figures with their budgets.
     Bench(bench::Options),
 }
@@ -48,6 +51,12 @@ fn main() -> ExitCode {
         Command::Guest => guest(),
         Command::Demo => demo::run(),
         Command::Test(options) => test::run(&options),
+        Command::Lab(options) => {
+            return lab::run(&options).unwrap_or_else(|error| {
+                eprintln!("error: {error:#}");
+                ExitCode::from(125)
+            });
+        }
         Command::Bench(options) => bench::run(&options),
     };
     match result {

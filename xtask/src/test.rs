@@ -34,6 +34,7 @@ const PACKAGES: &[&str] = &[
     "passt",
     "podman",
     "python3",
+    "qemu-system-common",
     "qemu-system-x86",
     "runc",
     "skopeo",
