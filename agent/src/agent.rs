@@ -9,7 +9,7 @@ use crate::server::Limits;
 use crate::state::{Kept, StateFile};
 use nacre_protocols::agent_init::{Event, HeldProcess, ReplyBody, RequestBody, Welcome};
 use nacre_protocols::host_agent::ttrpc::Code;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -30,6 +30,7 @@ pub struct Agent {
     pub mounting: Mutex<()>,
     oom: RefCell<VecDeque<String>>,
     oom_happened: Notify,
+    scrapes: Cell<u64>,
     kept: RefCell<Kept>,
     file: RefCell<StateFile>,
 }
@@ -39,13 +40,9 @@ impl Agent {
     pub async fn resume(mut edge: Edge, welcome: Welcome, state: OwnedFd) -> Result<Rc<Self>, AgentError> {
         let (file, kept) = StateFile::open(state).map_err(AgentError::io("reading the state"))?;
         let containers = Containers::default();
+        let mut early = Vec::new();
         for index in 0..HELD_MAX {
-            let exited = |event| {
-                if let Event::Exited { process, status } = event {
-                    containers.exited(&process, status);
-                }
-            };
-            match edge.ask_first(RequestBody::Held { index }, exited).await? {
+            match edge.ask_first(RequestBody::Held { index }, |event| early.push(event)).await? {
                 Ok(reply) => match reply.body {
                     ReplyBody::Held(held) => take_back(&containers, held, reply.fds)?,
                     ReplyBody::NoMore => break,
@@ -66,9 +63,11 @@ impl Agent {
             mounting: Mutex::new(()),
             oom: RefCell::default(),
             oom_happened: Notify::new(),
+            scrapes: Cell::new(0),
             kept: RefCell::new(kept),
             file: RefCell::new(file),
         });
+        early.into_iter().for_each(|event| agent.event(event));
         let listener = Rc::clone(&agent);
         tokio::task::spawn_local(async move {
             listener.init.listen(|event| listener.event(event)).await;
@@ -80,16 +79,14 @@ impl Agent {
 
     fn event(&self, event: Event) {
         match event {
-            Event::Exited { process, status } => {
-                if status.out_of_memory {
-                    let mut events = self.oom.borrow_mut();
-                    if events.len() >= OOM_EVENTS_MAX {
-                        events.pop_front();
-                    }
-                    events.push_back(process.container.clone());
-                    self.oom_happened.notify_one();
+            Event::Exited { process, status } => self.containers.exited(&process, status),
+            Event::OutOfMemory { container } => {
+                let mut events = self.oom.borrow_mut();
+                if events.len() >= OOM_EVENTS_MAX {
+                    events.pop_front();
                 }
-                self.containers.exited(&process, status);
+                events.push_back(container);
+                self.oom_happened.notify_one();
             }
             Event::PullerExited(end) => self.pulls.puller_exited(end),
         }
@@ -106,6 +103,12 @@ impl Agent {
             }
             self.oom_happened.notified().await;
         }
+    }
+
+    /// How often metrics were asked of this agent, this time included.
+    pub fn count_scrape(&self) -> u64 {
+        self.scrapes.set(self.scrapes.get().saturating_add(1));
+        self.scrapes.get()
     }
 
     /// First processes that were waited for before the last agent died are not waited for again.

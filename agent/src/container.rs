@@ -56,6 +56,11 @@ impl Containers {
         self.0.borrow().contains_key(id)
     }
 
+    /// The answer about a container that is not there.
+    pub fn expect(&self, id: &str) -> Result<(), RpcError> {
+        if self.contains(id) { Ok(()) } else { Err(no_container(id)) }
+    }
+
     /// A process by the names that shims use: the first one's exec id is empty or the container's id.
     pub fn process(&self, container: &str, exec: &str) -> Result<Rc<Process>, RpcError> {
         let exec = exec_id(container, exec);

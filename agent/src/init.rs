@@ -3,8 +3,8 @@
 use crate::AgentError;
 use crate::say;
 use nacre_protocols::agent_init::{
-    Event, FRAME_MAX, Failure, FailureKind, FromInit, OUTSTANDING_MAX, ReplyBody, Request, RequestBody,
-    VERSION, Welcome,
+    Event, FRAME_MAX, Failure, FailureKind, FromInit, KernelFile, OUTSTANDING_MAX, ReplyBody, Request,
+    RequestBody, VERSION, Welcome,
 };
 use nacre_protocols::{frame, init_launcher};
 use nacre_sys::{memfd, seqpacket};
@@ -20,6 +20,9 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 /// Of the requests that may be outstanding, so many are kept for those that init answers at once: a signal must not
 /// queue behind containers that are being made.
 const KEPT_FOR_QUICK: usize = 4;
+/// What is read of a file of the kernel's, and how much at a time, in bytes.
+const FILE_MAX: usize = 256 * 1024;
+const FILE_PART: usize = 8 * 1024;
 
 /// The bare socket: for the start, when one request is asked at a time.
 pub struct Edge {
@@ -180,6 +183,32 @@ impl Init {
         self.ask(body).await.map(drop)
     }
 
+    /// The text of a file of the kernel's, its first [`FILE_MAX`] bytes.
+    pub async fn read(&self, file: KernelFile) -> Result<String, Failure> {
+        let reply = self.ask(RequestBody::Open { file }).await?;
+        let opened = reply.fds.into_iter().next();
+        let opened = opened.ok_or_else(|| refused("init opened no file".to_owned()))?;
+        let mut bytes = Vec::new();
+        let mut part = [0; FILE_PART];
+        while bytes.len() < FILE_MAX {
+            let count = rustix::io::read(&opened, &mut part)
+                .map_err(|errno| system("reading a file of the kernel's", &errno.into()))?;
+            if count == 0 {
+                break;
+            }
+            bytes.extend(part.get(..count).unwrap_or_default());
+        }
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// The same; empty where the kernel has no such file, or does not let it be read.
+    pub async fn read_if_there(&self, file: KernelFile) -> Result<String, Failure> {
+        match self.read(file).await {
+            Err(Failure { kind: FailureKind::NotFound | FailureKind::System, .. }) => Ok(String::new()),
+            result => result,
+        }
+    }
+
     async fn ask_with(&self, body: RequestBody, plan: Option<OwnedFd>) -> Result<Reply, Failure> {
         let slots = self.slots(is_slow(&body)).await?;
         let tag = self.edge.tag();
@@ -216,6 +245,7 @@ fn is_slow(body: &RequestBody) -> bool {
             | RequestBody::RemoveContainer { .. }
             | RequestBody::Storage
             | RequestBody::Network
+            | RequestBody::Update { .. }
             | RequestBody::ConnectPuller
     )
 }

@@ -8,6 +8,7 @@
 //! | [`rpc`] | one function a method of the API |
 //! | [`plan`] | pure: OCI configurations as the wire has them, for `nacre-plan` to judge |
 //! | [`agent`], [`container`], [`process`], [`storage`], [`pulls`], [`store`] | what the sandbox is |
+//! | [`stats`], [`metrics`] | pure: files of the kernel's as the API has them |
 //! | [`verified`] | what the puller says, as an image that can be mounted |
 //! | [`state`] | what of it outlives an agent |
 //! | [`init`] | the edge to PID 1 |
@@ -19,12 +20,14 @@ pub mod confine;
 pub mod container;
 mod error;
 pub mod init;
+pub mod metrics;
 pub mod plan;
 pub mod process;
 pub mod pulls;
 pub mod rpc;
 pub mod server;
 pub mod state;
+pub mod stats;
 pub mod storage;
 pub mod store;
 pub mod verified;

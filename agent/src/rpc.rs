@@ -1,9 +1,11 @@
 //! The methods of the API: which there are, what each may cost, and the functions that do the work.
 
 mod container;
+mod guest;
 mod nacre;
 mod network;
 mod process;
+mod resources;
 mod sandbox;
 
 use crate::agent::Agent;
@@ -69,8 +71,25 @@ pub fn route(service: &str, method: &str) -> Result<Route, RpcError> {
         }
     };
     route.ok_or_else(|| {
-        let what = if methods.contains(&method) { "is not implemented" } else { "is unknown" };
+        let what = match absence(method) {
+            _ if !methods.contains(&method) => "is unknown".to_owned(),
+            Some(reason) => format!("is not implemented: {reason}"),
+            None => "is not implemented".to_owned(),
+        };
         RpcError::new(Code::Unimplemented, format!("method {:?} of {service} {what}", shown(method)))
+    })
+}
+
+/// Why this guest does not have a method of the API.
+fn absence(method: &str) -> Option<&'static str> {
+    Some(match method {
+        "SetPolicy" => "the bounds of this sandbox were set when it was booted",
+        "MemAgentMemcgSet" | "MemAgentCompactSet" => "the guest has no memory agent",
+        "AddSwap" | "AddSwapPath" => "the guest's kernel has no swap",
+        "MemHotplugByProbe" => "memory is not added to this guest by probing",
+        "GetIPTables" | "SetIPTables" => "the guest's kernel has no packet filter",
+        "ResizeVolume" => "a volume is resized by who provides it",
+        _ => return None,
     })
 }
 
@@ -81,6 +100,13 @@ fn agent_route(method: &str) -> Option<Route> {
         "GetGuestDetails" => at_once(sandbox::guest_details),
         "SetGuestDateTime" => to_the_end(SMALL, sandbox::set_date_time),
         "GetOOMEvent" => until_deadline(sandbox::oom_event),
+        "OnlineCPUMem" => to_the_end(SMALL, guest::online),
+        "ReseedRandomDev" => to_the_end(SMALL, guest::reseed),
+        "GetMetrics" => until_deadline(guest::metrics),
+        "StatsContainer" => until_deadline(resources::stats),
+        "PauseContainer" => to_the_end(SMALL, resources::pause),
+        "ResumeContainer" => to_the_end(SMALL, resources::resume),
+        "UpdateContainer" => to_the_end(SMALL, resources::update),
         "CreateContainer" => to_the_end(LARGE, container::create),
         "StartContainer" => to_the_end(SMALL, container::start),
         "RemoveContainer" => to_the_end(SMALL, container::remove),
@@ -94,7 +120,9 @@ fn agent_route(method: &str) -> Option<Route> {
         "TtyWinResize" => to_the_end(SMALL, process::resize),
         "UpdateInterface" => to_the_end(SMALL, network::update_interface),
         "UpdateRoutes" => to_the_end(SMALL, network::update_routes),
+        "ListInterfaces" => to_the_end(SMALL, network::list_interfaces),
         "ListRoutes" => to_the_end(SMALL, network::list_routes),
+        "AddARPNeighbors" => to_the_end(SMALL, network::add_neighbours),
         _ => return None,
     })
 }
@@ -177,7 +205,7 @@ mod tests {
                 "grpc.AgentService",
                 "SetPolicy",
                 Code::Unimplemented,
-                "method \"SetPolicy\" of grpc.AgentService is not implemented",
+                "method \"SetPolicy\" of grpc.AgentService is not implemented: the bounds of this sandbox were set when it was booted",
             ),
         ] {
             let error = route(service, method).err().unwrap();
@@ -188,7 +216,9 @@ mod tests {
     #[test]
     fn only_methods_of_the_api_have_a_route() {
         let all = agent_service::METHODS.iter().filter(|method| agent_route(method).is_some()).count();
-        assert_eq!(all, 19);
+        let refused = agent_service::METHODS.iter().filter(|method| absence(method).is_some()).count();
+        assert_eq!((all, refused), (28, 9));
+        assert!(agent_service::METHODS.iter().all(|it| agent_route(it).is_none() || absence(it).is_none()));
         assert!(health::METHODS.iter().all(|method| health_route(method).is_some()));
         assert!(nacre_sandbox::METHODS.iter().all(|method| nacre_route(method).is_some()));
     }

@@ -2,7 +2,7 @@
 
 mod support;
 
-use nacre_protocols::agent_init::{FailureKind, ProcessRef, RequestBody};
+use nacre_protocols::agent_init::{Event, FailureKind, ProcessRef, RequestBody};
 use nacre_protocols::host_agent::kata::agent_service::*;
 use nacre_protocols::host_agent::kata::{self, health};
 use nacre_protocols::host_agent::ttrpc::{Code, FrameKind, HEADER_LEN, Header, PAYLOAD_MAX};
@@ -584,10 +584,11 @@ fn want_of_memory_is_told_to_who_polls() {
     let poll = poller.send::<GetOOMEvent>(&kata::GetOomEventRequest {}, Duration::ZERO);
     poller.socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     assert!(poller.next_response().is_err(), "it blocks while there is nothing");
-    init.exit("c", "", 137, true);
+    let killed = || Event::OutOfMemory { container: "c".into() };
+    init.tell(killed());
     assert_eq!(poller.receive::<GetOOMEvent>(poll).unwrap().container_id, "c");
     // One that happened while nobody polled is not lost.
-    init.exit("c", "", 137, true);
+    init.tell(killed());
     eventually("an event is kept", || {
         client.call_within::<GetOOMEvent>(&kata::GetOomEventRequest {}, Duration::from_millis(500)).is_ok()
     });

@@ -19,6 +19,9 @@ pub struct Hierarchy {
     pub indexer: OwnedFd,
 }
 
+/// Longest `memory.events`, in bytes: six short lines.
+const EVENTS_TEXT_MAX: usize = 512;
+
 /// What the agent may use, in bytes.
 const AGENT_MEMORY: u64 = 64 << 20;
 
@@ -85,6 +88,17 @@ impl Cgroup {
         out_of_memory_kills(&self.path)
     }
 
+    /// `cgroup.freeze`; the processes stop on their way back from the kernel, and `cgroup.events` says when all have.
+    pub fn freeze(&self, frozen: bool) -> io::Result<()> {
+        std::fs::write(self.path.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+    }
+
+    /// A descriptor that is ready, as an exception, when [`out_of_memory_kills_in`] may tell more than before.
+    pub fn memory_events(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.directory, "memory.events", flags, Mode::empty())?)
+    }
+
     /// `EBUSY` while processes are left.
     pub fn remove(&self) -> io::Result<()> {
         remove_tree(&self.path, DEPTH_MAX)
@@ -92,7 +106,17 @@ impl Cgroup {
 }
 
 fn out_of_memory_kills(cgroup: &Path) -> u64 {
-    let text = std::fs::read_to_string(cgroup.join("memory.events")).unwrap_or_default();
+    kills(&std::fs::read_to_string(cgroup.join("memory.events")).unwrap_or_default())
+}
+
+/// The same, of the descriptor of a `memory.events`; reading is what makes it unready.
+pub fn out_of_memory_kills_in(events: &OwnedFd) -> u64 {
+    let mut text = [0; EVENTS_TEXT_MAX];
+    let length = rustix::io::pread(events, &mut text, 0).unwrap_or(0);
+    kills(text.get(..length).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default())
+}
+
+fn kills(text: &str) -> u64 {
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(0)
 }
 

@@ -25,6 +25,7 @@ pub enum Purpose {
     Process { container: String, exec: String },
     Storage { tag: u32 },
     Network { tag: u32 },
+    Update { tag: u32 },
     RemoveFiles { container: String },
     Helper { name: &'static str },
 }
@@ -61,7 +62,8 @@ pub fn launch(grant: &Grant<'_>) -> io::Result<(Child, OwnedFd)> {
         args: &[c"nacre-launcher", mode, CEILING],
         env: &[],
         fds: &fds,
-        cgroup: grant.cgroup,
+        // Who changes a container's limits must not be bound by them.
+        cgroup: grant.cgroup.filter(|_| grant.mode != Mode::Update),
         pid_namespace: grant.pid_namespace,
         unprivileged: None,
     })?;
@@ -74,6 +76,7 @@ fn mode_word(mode: Mode) -> &'static CStr {
         Mode::Exec => c"exec",
         Mode::Storage => c"storage",
         Mode::Network => c"network",
+        Mode::Update => c"update",
         Mode::Helper => c"helper",
     }
 }

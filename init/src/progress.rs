@@ -7,10 +7,11 @@ use crate::requests::stdio_fds;
 use crate::serve::{Init, decode_status};
 use crate::table::{Container, State, Stdio};
 use nacre_protocols::agent_init::{
-    Event, ExitStatus, Failure, FailureKind, NetworkState, ProcessRef, ReplyBody, RouteState,
+    Event, ExitStatus, Failure, FailureKind, InterfaceState, NetworkState, ProcessRef, ReplyBody, RouteState,
 };
 use nacre_protocols::init_launcher::{
-    LaunchFailure, LaunchStage, Mode, Outcome, Plan, RouteFound, STATUS_MAX, Status, StorageStep,
+    InterfaceFound, LaunchFailure, LaunchStage, Mode, Outcome, Plan, RouteFound, STATUS_MAX, Status,
+    StorageStep,
 };
 use nacre_sys::seqpacket;
 use std::os::fd::{AsFd, OwnedFd};
@@ -46,16 +47,19 @@ impl Init {
                 self.process_failed(container, exec, launch_failure(error));
             }
             (Purpose::Storage { tag }, Status::Done(_)) => self.reply(*tag, Ok(ReplyBody::Done)),
-            (Purpose::Network { tag }, Status::Done(Outcome::Network { routes })) => {
+            (Purpose::Network { tag }, Status::Done(Outcome::Network { interfaces, routes })) => {
                 let routes = routes.into_iter().map(route_state).collect();
-                self.reply(*tag, Ok(ReplyBody::Network(NetworkState { routes })));
+                let interfaces = interfaces.into_iter().map(interface_state).collect();
+                self.reply(*tag, Ok(ReplyBody::Network(NetworkState { interfaces, routes })));
             }
+            (Purpose::Update { tag }, Status::Done(_)) => self.reply(*tag, Ok(ReplyBody::Done)),
             (Purpose::Network { tag }, Status::Done(Outcome::Applied)) => {
                 self.reply(*tag, Ok(ReplyBody::Network(NetworkState::default())));
             }
-            (Purpose::Storage { tag } | Purpose::Network { tag }, Status::Failed(error)) => {
-                self.reply(*tag, Err(launch_failure(error)));
-            }
+            (
+                Purpose::Storage { tag } | Purpose::Network { tag } | Purpose::Update { tag },
+                Status::Failed(error),
+            ) => self.reply(*tag, Err(launch_failure(error))),
             (Purpose::RemoveFiles { container }, Status::Done(_)) => self.removal_ended(container, None),
             (Purpose::RemoveFiles { container }, Status::Failed(error)) => {
                 self.removal_ended(container, Some(launch_failure(error)));
@@ -147,7 +151,9 @@ impl Init {
                     State::Created | State::Running | State::Exited(_) => {}
                 }
             }
-            Purpose::Storage { tag } | Purpose::Network { tag } if !launch.answered => {
+            Purpose::Storage { tag } | Purpose::Network { tag } | Purpose::Update { tag }
+                if !launch.answered =>
+            {
                 self.reply(tag, Err(died()));
             }
             Purpose::RemoveFiles { container } if !launch.answered => {
@@ -302,6 +308,11 @@ fn launch_failure(error: LaunchFailure) -> Failure {
         _ => FailureKind::System,
     };
     failure(kind, error.message)
+}
+
+fn interface_state(interface: InterfaceFound) -> InterfaceState {
+    let InterfaceFound { name, hardware_address, mtu, flags, addresses } = interface;
+    InterfaceState { name, hardware_address, mtu, flags, addresses }
 }
 
 fn route_state(route: RouteFound) -> RouteState {

@@ -3,9 +3,9 @@
 use crate::agent::{Phase, failure};
 use crate::cgroup::Cgroup;
 use crate::launch::{Grant, Purpose, launch};
-use crate::report;
 use crate::serve::Init;
 use crate::table::{CONTAINERS_MAX, Container, EXECS_MAX, Process, Removal, State, Stdio};
+use crate::{hardware, report};
 use nacre_protocols::agent_init::{
     Failure, FailureKind, PidNamespace, ProcessRef, ReplyBody, Request, RequestBody, VERSION, Welcome,
 };
@@ -43,6 +43,7 @@ impl Init {
                 | RequestBody::Exec { .. }
                 | RequestBody::Storage
                 | RequestBody::Network
+                | RequestBody::Update { .. }
         ));
         if fds.len() != wanted {
             return agent.condemn("a frame with a wrong number of descriptors");
@@ -53,15 +54,20 @@ impl Init {
         }
         let tag = request.tag;
         let answer = match request.body {
-            // These two send descriptors along.
+            // These send descriptors along.
             RequestBody::Held { index } => return self.held(tag, index),
             RequestBody::ConnectPuller => return self.connect_puller(tag),
+            RequestBody::Open { file } => return self.open_file(tag, &file),
             body => self.answer(tag, body, plan),
         };
         if let Some(reply) = answer.transpose()
             && let Some(agent) = self.agent.as_mut()
         {
+            let greeted = matches!(reply, Ok(ReplyBody::Welcome(_)));
             agent.reply(tag, reply, &[]);
+            if greeted {
+                self.tell_of_memory();
+            }
         }
     }
 
@@ -84,6 +90,8 @@ impl Init {
                 Ok(Some(ReplyBody::Done))
             }
             (RequestBody::Forget { process }, _) => self.forget(&process),
+            (RequestBody::Freeze { id, frozen }, _) => self.freeze(&id, frozen),
+            (RequestBody::Update { id }, Some(plan)) => self.update(tag, &id, &plan),
             (RequestBody::RemoveContainer { id }, _) => self.remove_container(tag, &id),
             (RequestBody::Storage, Some(plan)) => {
                 self.start_job(Mode::Storage, &plan, Purpose::Storage { tag })
@@ -93,12 +101,18 @@ impl Init {
             }
             (RequestBody::SetHostname { name }, _) => set_hostname(&name),
             (RequestBody::SetClock { seconds, microseconds }, _) => set_clock(seconds, microseconds),
+            (RequestBody::OnlineCpus { count }, _) => {
+                hardware::online_cpus(count).map(|()| Some(ReplyBody::Done))
+            }
+            (RequestBody::Reseed { data }, _) => hardware::reseed(&data).map(|()| Some(ReplyBody::Done)),
             (RequestBody::Report, _) => Ok(Some(ReplyBody::Report(self.report()))),
             (RequestBody::PowerOff, _) => self.power_off(),
             // Answered by the caller, or refused by it for want of a plan.
             (
                 RequestBody::Held { .. }
                 | RequestBody::ConnectPuller
+                | RequestBody::Open { .. }
+                | RequestBody::Update { .. }
                 | RequestBody::CreateContainer { .. }
                 | RequestBody::Exec { .. }
                 | RequestBody::Storage
@@ -165,6 +179,10 @@ impl Init {
             }
         };
         let cgroup = Cgroup::create(&id).map_err(system("making the container's cgroup"))?;
+        let memory = self.watch_memory(&cgroup).map_err(|error| {
+            let _ = cgroup.remove();
+            system("watching the container's memory")(error)
+        })?;
         let born_in = shared.as_ref().map_or(BornIn::New, |target| BornIn::Of(target.as_fd()));
         let started = self.launch_process(Mode::Create, plan, terminal, &cgroup, born_in, None);
         let (process, gate, status) = started.map_err(|error| {
@@ -174,7 +192,8 @@ impl Init {
         let pid = process.pid;
         let process = Process { state: State::Launching { tag }, ..process };
         let processes = BTreeMap::from([(String::new(), process)]);
-        self.containers.insert(id.clone(), Container { cgroup, gate, processes, removal: None });
+        let container = Container { cgroup, gate, processes, frozen: false, memory, removal: None };
+        self.containers.insert(id.clone(), container);
         self.follow(pid, status, Purpose::Process { container: id, exec: String::new() })
             .map_err(system("watching the launcher"))?;
         Ok(None)
@@ -191,6 +210,9 @@ impl Init {
         let Some(container) = self.containers.get(&name.container) else { return Ok(None) };
         if container.processes.contains_key(&name.exec) {
             return Err(failure(FailureKind::Exists, format!("process {} exists", name.exec)));
+        }
+        if container.frozen {
+            return Err(failure(FailureKind::State, format!("container {} is paused", name.container)));
         }
         if container.processes.len() > EXECS_MAX {
             let message = format!("container {} has {EXECS_MAX} exec processes, its limit", name.container);
@@ -300,6 +322,24 @@ impl Init {
             container.processes.remove(&name.exec);
         }
         Ok(Some(ReplyBody::Done))
+    }
+
+    fn freeze(&mut self, id: &str, frozen: bool) -> Answer {
+        self.running(id)?;
+        let container = self.container_mut(id)?;
+        container.cgroup.freeze(frozen).map_err(system("freezing the container"))?;
+        container.frozen = frozen;
+        Ok(Some(ReplyBody::Done))
+    }
+
+    fn update(&mut self, tag: u32, id: &str, plan: &OwnedFd) -> Answer {
+        let container = self.container_mut(id)?;
+        let directory = container.cgroup.directory.try_clone().map_err(system("cgroup"))?;
+        let grant =
+            Grant { cgroup: Some(directory.as_fd()), ..self.storage_grant(Mode::Update, plan.as_fd()) };
+        let (child, status) = launch(&grant).map_err(system("starting the launcher"))?;
+        self.follow(child.pid, status, Purpose::Update { tag }).map_err(system("watching the launcher"))?;
+        Ok(None)
     }
 
     fn remove_container(&mut self, tag: u32, id: &str) -> Answer {

@@ -2,14 +2,14 @@
 
 use crate::agent::{Agent, Deaths, Phase};
 use crate::boot::Timeline;
-use crate::cgroup::Hierarchy;
+use crate::cgroup::{Cgroup, Hierarchy, out_of_memory_kills_in};
 use crate::cmdline::{Cmdline, ScratchChoice};
 use crate::console::say;
 use crate::launch::{Grant, Launch, Purpose, launch};
 use crate::puller::{Puller, StoreOptions};
-use crate::table::Container;
+use crate::table::{Container, MemoryWatch};
 use crate::{InitError, boot};
-use nacre_protocols::agent_init::{FRAME_MAX, OUTSTANDING_MAX, Request, STATE_BYTES, Scratch};
+use nacre_protocols::agent_init::{Event, FRAME_MAX, OUTSTANDING_MAX, Request, STATE_BYTES, Scratch};
 use nacre_protocols::frame;
 use nacre_protocols::init_launcher::{LaunchFailure, Mode, PLAN_MAX, Plan, STATUS_MAX, Status, StorageStep};
 use nacre_sys::process::PidNamespace;
@@ -25,6 +25,8 @@ use std::time::Duration;
 const SIGNALS: u64 = 0;
 const AGENT: u64 = 1;
 const FIRST_LAUNCH: u64 = 16;
+/// Added to the numbers of containers' memory events.
+const MEMORY_EVENTS: u64 = 1 << 63;
 /// Events taken in one turn.
 const EVENTS_MAX: usize = 32;
 /// How often a removal that waits for its last process is tried again.
@@ -148,6 +150,7 @@ impl Init {
                 match event.data.u64() {
                     SIGNALS => self.signals()?,
                     AGENT => self.requests(),
+                    number if number & MEMORY_EVENTS != 0 => self.memory_event(number),
                     launch => self.launch_progress(launch),
                 }
             }
@@ -221,6 +224,37 @@ impl Init {
         watch(&self.epoll, status.as_fd(), number)?;
         self.launches.insert(number, Launch { child_pid, status, purpose, answered: false });
         Ok(())
+    }
+
+    /// Watches the kernel's kills in a container that was just made.
+    pub(crate) fn watch_memory(&mut self, cgroup: &Cgroup) -> io::Result<MemoryWatch> {
+        let events = cgroup.memory_events()?;
+        let number = MEMORY_EVENTS | self.next_launch;
+        self.next_launch += 1;
+        // What is there already is read, so that the next is news.
+        let kills = out_of_memory_kills_in(&events);
+        let data = epoll::EventData::new_u64(number);
+        // By edge: what is left of a cgroup that is gone would be ready for ever.
+        epoll::add(&self.epoll, &events, data, epoll::EventFlags::PRI | epoll::EventFlags::ET)?;
+        Ok(MemoryWatch { events, number, kills, untold: false })
+    }
+
+    fn memory_event(&mut self, number: u64) {
+        for container in self.containers.values_mut().filter(|container| container.memory.number == number) {
+            let kills = out_of_memory_kills_in(&container.memory.events);
+            container.memory.untold |= kills > container.memory.kills;
+            container.memory.kills = kills;
+        }
+        self.tell_of_memory();
+    }
+
+    /// Tells the agent of kills that none was told of; one that comes later is told when it greets.
+    pub(crate) fn tell_of_memory(&mut self) {
+        let Some(agent) = self.agent.as_mut().filter(|agent| agent.phase == Phase::Greeted) else { return };
+        for (id, container) in self.containers.iter_mut().filter(|(_, container)| container.memory.untold) {
+            container.memory.untold = false;
+            agent.tell(Event::OutOfMemory { container: id.clone() });
+        }
     }
 
     pub(crate) fn forget_launch(&mut self, number: u64) -> Option<Launch> {

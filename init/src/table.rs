@@ -16,8 +16,21 @@ pub struct Container {
     pub gate: Option<OwnedFd>,
     /// By exec id; the first process has the empty one.
     pub processes: BTreeMap<String, Process>,
+    /// Its processes are frozen: nothing can be started in it.
+    pub frozen: bool,
+    pub memory: MemoryWatch,
     /// Set when the container is to go: who asked, and when it began.
     pub removal: Option<Removal>,
+}
+
+/// Whether the kernel killed something in the container for want of memory.
+pub struct MemoryWatch {
+    /// `memory.events`, watched under this number.
+    pub events: OwnedFd,
+    pub number: u64,
+    /// Kills that were seen, and whether an agent was told.
+    pub kills: u64,
+    pub untold: bool,
 }
 
 pub struct Removal {

@@ -50,6 +50,9 @@ const ALWAYS: &[c_long] = &[
 const NETWORK: &[c_long] =
     &[libc::SYS_socket, libc::SYS_bind, libc::SYS_setsockopt, libc::SYS_sendto, libc::SYS_recvfrom];
 
+/// Files of one directory.
+const UPDATE: &[c_long] = &[libc::SYS_openat2];
+
 /// Files beneath directories, file systems, loop devices, the scratch disk. Nothing that starts, traces or talks to a
 /// process, and no network.
 const STORAGE: &[c_long] = &[
@@ -87,6 +90,8 @@ pub fn confine(mode: Mode) -> Result<()> {
         Mode::Create | Mode::Helper | Mode::Exec => return Ok(()),
         Mode::Storage => (STORAGE_CAPABILITIES, STORAGE),
         Mode::Network => (CapabilitySet::NET_ADMIN, NETWORK),
+        // The files of a cgroup are root's own: none is needed.
+        Mode::Update => (CapabilitySet::empty(), UPDATE),
     };
     keep_only(capabilities)?;
     load(&allow_only(calls), 0).at(LaunchStage::Rights, || "loading the launcher's own filter".to_owned())
@@ -172,6 +177,8 @@ mod tests {
             (STORAGE, libc::SYS_socket, netlink, false),
             (STORAGE, libc::SYS_clone, 0, false),
             (STORAGE, libc::SYS_bpf, 0, false),
+            (UPDATE, libc::SYS_openat2, 0, true),
+            (UPDATE, libc::SYS_openat, 0, false),
         ] {
             let expected = if allowed { ALLOW } else { KILL_PROCESS };
             assert_eq!(run(&allow_only(calls), call, ARCHITECTURE, argument), expected, "call {call}");

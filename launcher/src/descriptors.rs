@@ -24,6 +24,7 @@ impl Descriptors {
             match mode {
                 Mode::Create | Mode::Helper => [Some(fd::GATE), Some(fd::CGROUP), None],
                 Mode::Exec => [None, Some(fd::CGROUP), Some(fd::TARGET)],
+                Mode::Update => [None, Some(fd::CGROUP), None],
                 Mode::Storage | Mode::Network => [None; 3],
             }
             .map(|number| number.unwrap_or(NOTHING)),

@@ -9,11 +9,11 @@
 use nacre_launcher::check::{CheckedPlan, Origin, check};
 use nacre_launcher::confine::confine;
 use nacre_launcher::container::{Given, create};
-use nacre_launcher::descriptors::Descriptors;
+use nacre_launcher::descriptors::{Descriptors, required};
 use nacre_launcher::error::{Context, LaunchError, Result};
 use nacre_launcher::exec::exec;
 use nacre_launcher::status::StatusSocket;
-use nacre_launcher::{network, storage};
+use nacre_launcher::{cgroup, network, storage};
 use nacre_protocols::frame;
 use nacre_protocols::init_launcher::{LaunchStage, Mode, Outcome, PLAN_MAX, Plan, Status};
 use nacre_sys::memfd::read_sealed;
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         arguments.next().and_then(|hex| u64::from_str_radix(&hex, 16).ok()),
         arguments.next(),
     ) else {
-        eprintln!("usage: nacre-launcher create|exec|storage|network|helper CEILING");
+        eprintln!("usage: nacre-launcher create|exec|storage|network|update|helper CEILING");
         return ExitCode::from(125);
     };
     let descriptors = match Descriptors::take(mode) {
@@ -71,8 +71,12 @@ fn launch(
             status.send(&Status::Done(Outcome::Applied), None)
         }
         CheckedPlan::Network(steps) => {
-            let routes = network::apply(&steps)?;
-            status.send(&Status::Done(Outcome::Network { routes }), None)
+            let (interfaces, routes) = network::apply(&steps)?;
+            status.send(&Status::Done(Outcome::Network { interfaces, routes }), None)
+        }
+        CheckedPlan::Update(limits) => {
+            cgroup::apply(&required(given.cgroup, "cgroup")?, &limits)?;
+            status.send(&Status::Done(Outcome::Applied), None)
         }
     }
 }

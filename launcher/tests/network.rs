@@ -29,8 +29,15 @@ fn ip(arguments: &str) -> String {
 }
 
 fn apply(guest: &Guest, steps: Vec<NetworkStep>) -> Result<Vec<RouteFound>, LaunchFailure> {
+    apply_and_look(guest, steps).map(|(_, routes)| routes)
+}
+
+fn apply_and_look(
+    guest: &Guest,
+    steps: Vec<NetworkStep>,
+) -> Result<(Vec<InterfaceFound>, Vec<RouteFound>), LaunchFailure> {
     match guest.launch(Mode::Network, &Plan::Network(steps)).next_status() {
-        Some((Status::Done(Outcome::Network { routes }), _)) => Ok(routes),
+        Some((Status::Done(Outcome::Network { interfaces, routes }), _)) => Ok((interfaces, routes)),
         Some((Status::Failed(failure), _)) => Err(failure),
         other => panic!("{other:?}"),
     }
@@ -88,6 +95,37 @@ fn an_interface_gets_its_name_addresses_and_routes() {
     assert_eq!(ours(&again), ours(&routes), "{again:?}");
     let shown = ip("-o -4 address show dev eth0");
     assert!(shown.contains("10.0.2.16/24") && !shown.contains("10.0.2.15"), "{shown}");
+}
+
+#[test]
+fn interfaces_are_told_and_neighbours_set() {
+    let Some(guest) = guest() else { return };
+    let steps = |lladdr: [u8; 6]| {
+        let neighbour = |address: &str, state| {
+            NetworkStep::Neighbour(Neighbour {
+                address: address.parse().unwrap(),
+                device: "eth0".to_owned(),
+                hardware_address: lladdr,
+                state,
+                flags: 0,
+            })
+        };
+        let interface = interface(FIRST, "eth0", &[("10.0.2.15", 24), ("fd00:9::2", 64)]);
+        vec![neighbour("10.0.2.1", 0x80), neighbour("fd00:9::1", 0), NetworkStep::Interface(interface)]
+    };
+    for lladdr in [[2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 10]] {
+        let (interfaces, _) = apply_and_look(&guest, steps(lladdr)).unwrap();
+        let eth0 = interfaces.iter().find(|it| it.name == "eth0").unwrap();
+        assert_eq!((eth0.hardware_address, eth0.mtu, eth0.flags & 1), (FIRST, 1400, 1));
+        for (address, bits) in [("10.0.2.15", 24), ("fd00:9::2", 64)] {
+            assert!(eth0.addresses.contains(&(address.parse().unwrap(), bits)), "{:?}", eth0.addresses);
+        }
+        assert!(interfaces.iter().any(|it| it.name == "lo"), "{interfaces:?}");
+        let shown = ip("neighbour show dev eth0");
+        let last = lladdr[5];
+        assert!(shown.contains(&format!("10.0.2.1 lladdr 02:00:00:00:00:{last:02x} PERMANENT")), "{shown}");
+        assert!(shown.contains(&format!("fd00:9::1 lladdr 02:00:00:00:00:{last:02x} PERMANENT")), "{shown}");
+    }
 }
 
 #[test]

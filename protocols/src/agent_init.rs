@@ -22,6 +22,8 @@ pub const OUTSTANDING_MAX: usize = 16;
 pub const STATE_BYTES: u64 = 1024 * 1024;
 /// Longest text in a [`Failure`], in bytes; init cuts what is longer.
 pub const MESSAGE_MAX: usize = 1024;
+/// Most bytes that one [`RequestBody::Reseed`] gives.
+pub const SEED_MAX: usize = 4096;
 
 /// The descriptors that the agent is born with, by number. 0 and 1 are `/dev/null`, 2 is the guest's console.
 pub mod agent_fd {
@@ -64,6 +66,10 @@ pub enum RequestBody {
     CloseStdin { process: ProcessRef },
     /// Drop the record and descriptors of a process that has exited.
     Forget { process: ProcessRef },
+    /// Freeze every process of a container, or let them go on. Reply: [`ReplyBody::Done`] when the kernel was told.
+    Freeze { id: String, frozen: bool },
+    /// Change a container's limits. Descriptors: the plan. Reply: [`ReplyBody::Done`].
+    Update { id: String },
     /// Kill what is left of a container and remove its cgroup and its writable files. Idempotent.
     RemoveContainer { id: String },
     /// Run a storage plan. Descriptors: the plan. Reply: [`ReplyBody::Done`].
@@ -76,10 +82,110 @@ pub enum RequestBody {
     SetHostname { name: String },
     /// Set the wall clock; init refuses a time before its own build.
     SetClock { seconds: i64, microseconds: u32 },
+    /// Bring processors up until so many are; those that are up stay. Fails as [`FailureKind::State`] when there are fewer.
+    OnlineCpus { count: u32 },
+    /// Mix these bytes into the kernel's random numbers and reseed from them. At most [`SEED_MAX`].
+    Reseed { data: Vec<u8> },
+    /// Open one file of the kernel's for reading. Reply: [`ReplyBody::Opened`].
+    Open { file: KernelFile },
     /// What `/proc` says of the guest's own processes. Reply: [`ReplyBody::Report`].
     Report,
     /// End the VM: kill all, sync, reboot.
     PowerOff,
+}
+
+/// What the agent may read of the kernel's own files. It gets a descriptor and reads by itself: init decodes none of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KernelFile {
+    /// `/proc/loadavg` and so on.
+    Guest(GuestFile),
+    /// Of the agent's own process.
+    Agent(AgentFile),
+    /// A file of a container's cgroup.
+    Cgroup { id: String, file: CgroupFile },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestFile {
+    LoadAverage,
+    Stat,
+    Memory,
+    VirtualMemory,
+    Disks,
+    NetworkDevices,
+}
+
+impl GuestFile {
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::LoadAverage => "/proc/loadavg",
+            Self::Stat => "/proc/stat",
+            Self::Memory => "/proc/meminfo",
+            Self::VirtualMemory => "/proc/vmstat",
+            Self::Disks => "/proc/diskstats",
+            Self::NetworkDevices => "/proc/net/dev",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AgentFile {
+    Stat,
+    Status,
+    Io,
+}
+
+impl AgentFile {
+    /// Beneath `/proc/PID`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stat => "stat",
+            Self::Status => "status",
+            Self::Io => "io",
+        }
+    }
+}
+
+/// By the names of cgroup v2 (Documentation/admin-guide/cgroup-v2.rst).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CgroupFile {
+    Events,
+    CpuStat,
+    MemoryCurrent,
+    MemoryMax,
+    MemoryPeak,
+    MemoryEvents,
+    MemoryStat,
+    SwapCurrent,
+    PidsCurrent,
+    PidsMax,
+    IoStat,
+    HugePages2MibCurrent,
+    HugePages2MibEvents,
+    HugePages1GibCurrent,
+    HugePages1GibEvents,
+}
+
+impl CgroupFile {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Events => "cgroup.events",
+            Self::CpuStat => "cpu.stat",
+            Self::MemoryCurrent => "memory.current",
+            Self::MemoryMax => "memory.max",
+            Self::MemoryPeak => "memory.peak",
+            Self::MemoryEvents => "memory.events",
+            Self::MemoryStat => "memory.stat",
+            Self::SwapCurrent => "memory.swap.current",
+            Self::PidsCurrent => "pids.current",
+            Self::PidsMax => "pids.max",
+            Self::IoStat => "io.stat",
+            Self::HugePages2MibCurrent => "hugetlb.2MB.current",
+            Self::HugePages2MibEvents => "hugetlb.2MB.events",
+            Self::HugePages1GibCurrent => "hugetlb.1GB.current",
+            Self::HugePages1GibEvents => "hugetlb.1GB.events",
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +217,8 @@ pub enum ReplyBody {
     /// Descriptors: the agent's end of the agent-puller edge.
     Puller,
     Report(Vec<ProcessReport>),
+    /// Descriptors: the file, open for reading.
+    Opened,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,6 +269,10 @@ pub enum Event {
     Exited {
         process: ProcessRef,
         status: ExitStatus,
+    },
+    /// The kernel killed a process of this container for want of memory; whichever it was.
+    OutOfMemory {
+        container: String,
     },
     /// Both processes of the puller are gone, and all that they were doing. Comes before the reply to a
     /// [`RequestBody::ConnectPuller`] that waited for it.
@@ -215,7 +327,19 @@ pub enum FailureKind {
 /// Interfaces and main-table routes after a network plan was applied.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkState {
+    pub interfaces: Vec<InterfaceState>,
     pub routes: Vec<RouteState>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceState {
+    pub name: String,
+    pub hardware_address: [u8; 6],
+    /// In bytes.
+    pub mtu: u32,
+    /// `IFF_*` of netdevice(7).
+    pub flags: u32,
+    pub addresses: Vec<(core::net::IpAddr, u8)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

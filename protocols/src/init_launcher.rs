@@ -51,12 +51,15 @@ pub enum Mode {
     Storage,
     /// Interfaces and routes.
     Network,
+    /// The limits of a container's cgroup.
+    Update,
     /// A helper container of the guest's own, from a plan of init's: it alone may use reserved users.
     Helper,
 }
 
 impl Mode {
-    pub const ALL: [Mode; 5] = [Mode::Create, Mode::Exec, Mode::Storage, Mode::Network, Mode::Helper];
+    pub const ALL: [Mode; 6] =
+        [Mode::Create, Mode::Exec, Mode::Storage, Mode::Network, Mode::Update, Mode::Helper];
 
     pub fn word(self) -> &'static str {
         match self {
@@ -64,6 +67,7 @@ impl Mode {
             Mode::Exec => "exec",
             Mode::Storage => "storage",
             Mode::Network => "network",
+            Mode::Update => "update",
             Mode::Helper => "helper",
         }
     }
@@ -78,7 +82,7 @@ pub mod fd {
     pub const PLAN: i32 = 4;
     /// Create and helper: read end of the start gate. One byte opens it, end-of-file means give up.
     pub const GATE: i32 = 5;
-    /// Create, exec and helper: directory of the container's cgroup, in which the launcher was born.
+    /// Directory of the container's cgroup. Create, exec and helper were born in it; update was not.
     pub const CGROUP: i32 = 6;
     /// Exec: pidfd of the container's first process.
     pub const TARGET: i32 = 7;
@@ -96,6 +100,7 @@ pub enum Plan {
     Exec(Box<ExecPlan>),
     Storage(Vec<StorageStep>),
     Network(Vec<NetworkStep>),
+    Update(CgroupLimits),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -536,6 +541,19 @@ pub enum StorageStep {
 pub enum NetworkStep {
     Interface(Interface),
     Route(Route),
+    Neighbour(Neighbour),
+}
+
+/// An entry of the table of neighbours (ARP or neighbour discovery), in place of one that is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Neighbour {
+    pub address: std::net::IpAddr,
+    pub device: String,
+    pub hardware_address: [u8; 6],
+    /// `NUD_*` of rtnetlink(7).
+    pub state: u16,
+    /// `NTF_*`.
+    pub flags: u8,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -579,7 +597,19 @@ pub enum Status {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     Applied,
-    Network { routes: Vec<RouteFound> },
+    Network { interfaces: Vec<InterfaceFound>, routes: Vec<RouteFound> },
+}
+
+/// An interface, as found after a network plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceFound {
+    pub name: String,
+    pub hardware_address: [u8; 6],
+    /// In bytes.
+    pub mtu: u32,
+    /// `IFF_*` of netdevice(7).
+    pub flags: u32,
+    pub addresses: Vec<(std::net::IpAddr, u8)>,
 }
 
 /// A route of the main table, as found after a network plan.

@@ -16,6 +16,7 @@ pub mod own_binary;
 #[cfg(feature = "host")]
 pub mod page_cache;
 pub mod process;
+pub mod random;
 pub mod seccomp;
 pub mod seqpacket;
 pub mod signals;

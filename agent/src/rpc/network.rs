@@ -2,22 +2,27 @@
 
 use super::{Context, method};
 use crate::error::RpcError;
-use nacre_protocols::agent_init::{NetworkState, ReplyBody, RequestBody, RouteState};
+use nacre_protocols::agent_init::{InterfaceState, NetworkState, ReplyBody, RequestBody, RouteState};
 use nacre_protocols::host_agent::kata::{
-    self, IpFamily, ListRoutesRequest, Routes, UpdateInterfaceRequest, UpdateRoutesRequest, agent_service,
+    self, AddArpNeighborsRequest, Empty, Interfaces, IpFamily, ListInterfacesRequest, ListRoutesRequest,
+    Routes, UpdateInterfaceRequest, UpdateRoutesRequest, agent_service,
 };
-use nacre_protocols::init_launcher::{Interface, NetworkStep, Plan, Route};
+use nacre_protocols::init_launcher::{Interface, Neighbour, NetworkStep, Plan, Route};
 use std::net::IpAddr;
 
 /// Most addresses of an interface, and most routes of a request.
 const ADDRESSES_MAX: usize = 64;
 const ROUTES_MAX: usize = 256;
+/// Most neighbours of a request.
+const NEIGHBOURS_MAX: usize = 256;
 /// Longest name of an interface, in bytes (IFNAMSIZ with its NUL).
 const NAME_MAX: usize = 15;
 const IFF_NOARP: u32 = 0x80;
 
 method!(update_interface, agent_service::UpdateInterface, set_interface);
 method!(update_routes, agent_service::UpdateRoutes, set_routes);
+method!(list_interfaces, agent_service::ListInterfaces, interfaces);
+method!(add_neighbours, agent_service::AddARPNeighbors, set_neighbours);
 method!(list_routes, agent_service::ListRoutes, routes);
 
 async fn set_interface(
@@ -46,6 +51,23 @@ async fn set_routes(context: Context, request: UpdateRoutesRequest) -> Result<Ro
 
 async fn routes(context: Context, _: ListRoutesRequest) -> Result<Routes, RpcError> {
     Ok(described(apply(&context, Vec::new()).await?))
+}
+
+async fn interfaces(context: Context, _: ListInterfacesRequest) -> Result<Interfaces, RpcError> {
+    let state = apply(&context, Vec::new()).await?;
+    Ok(Interfaces { interfaces: state.interfaces.into_iter().map(described_interface).collect() })
+}
+
+async fn set_neighbours(context: Context, request: AddArpNeighborsRequest) -> Result<Empty, RpcError> {
+    let wanted = request.neighbors.unwrap_or_default().arp_neighbors;
+    if wanted.len() > NEIGHBOURS_MAX {
+        return Err(RpcError::invalid(format!("neighbors: more than {NEIGHBOURS_MAX}")));
+    }
+    let steps = wanted.iter().map(neighbour).collect::<Result<Vec<_>, _>>()?;
+    if !steps.is_empty() {
+        apply(&context, steps.into_iter().map(NetworkStep::Neighbour).collect()).await?;
+    }
+    Ok(Empty {})
 }
 
 async fn apply(context: &Context, steps: Vec<NetworkStep>) -> Result<NetworkState, RpcError> {
@@ -78,8 +100,25 @@ fn address(wanted: &kata::IpAddress) -> Result<(IpAddr, u8), RpcError> {
     if prefix > bits(address) { Err(invalid()) } else { Ok((address, prefix)) }
 }
 
+fn neighbour(wanted: &kata::ArpNeighbor) -> Result<Neighbour, RpcError> {
+    let text = wanted.to_ip_address.as_ref().map_or("", |to| to.address.as_str());
+    // Some shims write the prefix behind the address.
+    let address = text.split_once('/').map_or(text, |(address, _)| address);
+    Ok(Neighbour {
+        address: address
+            .parse()
+            .map_err(|_| RpcError::invalid(format!("toIPAddress {text:?} is no address")))?,
+        device: device_name("device", &wanted.device)?,
+        hardware_address: hardware_address(&wanted.lladdr)?,
+        state: u16::try_from(wanted.state)
+            .map_err(|_| RpcError::invalid(format!("state {} is none of a neighbour", wanted.state)))?,
+        flags: u8::try_from(wanted.flags)
+            .map_err(|_| RpcError::invalid(format!("flags {} are none of a neighbour", wanted.flags)))?,
+    })
+}
+
 fn hardware_address(text: &str) -> Result<[u8; 6], RpcError> {
-    let invalid = || RpcError::invalid(format!("hwAddr {text:?} is not six bytes in hex"));
+    let invalid = || RpcError::invalid(format!("hardware address {text:?} is not six bytes in hex"));
     let mut bytes = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut bytes {
@@ -152,6 +191,24 @@ fn bits(address: IpAddr) -> u8 {
 
 fn described(state: NetworkState) -> Routes {
     Routes { routes: state.routes.into_iter().map(described_route).collect() }
+}
+
+fn described_interface(state: InterfaceState) -> kata::Interface {
+    let address = |(address, prefix): (IpAddr, u8)| kata::IpAddress {
+        family: if address.is_ipv6() { IpFamily::V6 } else { IpFamily::V4 }.into(),
+        address: address.to_string(),
+        mask: prefix.to_string(),
+    };
+    let [a, b, c, d, e, f] = state.hardware_address;
+    kata::Interface {
+        device: state.name.clone(),
+        name: state.name,
+        ip_addresses: state.addresses.into_iter().map(address).collect(),
+        mtu: state.mtu.into(),
+        hw_addr: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
+        raw_flags: state.flags,
+        ..Default::default()
+    }
 }
 
 fn described_route(route: RouteState) -> kata::Route {

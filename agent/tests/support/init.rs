@@ -2,8 +2,8 @@
 
 use super::{PATIENCE, eventually};
 use nacre_protocols::agent_init::{
-    Event, ExitStatus, FRAME_MAX, Failure, FailureKind, FromInit, HeldProcess, HeldState, NetworkState,
-    ProcessRef, ProcessReport, ReplyBody, Request, RequestBody, Scratch, Welcome,
+    Event, ExitStatus, FRAME_MAX, Failure, FailureKind, FromInit, HeldProcess, HeldState, KernelFile,
+    NetworkState, ProcessRef, ProcessReport, ReplyBody, Request, RequestBody, Scratch, Welcome,
 };
 use nacre_protocols::agent_puller;
 use nacre_protocols::frame;
@@ -33,6 +33,10 @@ pub struct World {
     /// Requests that are not answered while this is set.
     held_back: Option<Picks>,
     waiting: Vec<(u32, RequestBody, Option<Plan>)>,
+    /// The kernel's files by name.
+    pub files: BTreeMap<&'static str, String>,
+    /// What a network plan finds.
+    pub network: NetworkState,
     /// The fetchers' ends, newest last.
     pub pullers: Vec<OwnedFd>,
 }
@@ -277,7 +281,7 @@ impl World {
                 self.processes.retain(|name, _| name.container != *id);
                 if before == self.processes.len() { Err(not_found()) } else { done }
             }
-            RequestBody::Network => Ok((ReplyBody::Network(NetworkState::default()), vec![])),
+            RequestBody::Network => Ok((ReplyBody::Network(self.network.clone()), vec![])),
             RequestBody::ConnectPuller => {
                 let (agents, pullers) = seqpacket::pair().unwrap();
                 self.pullers.push(pullers);
@@ -288,7 +292,25 @@ impl World {
                     ProcessReport { name: "init".into(), pid: 1, resident_kib: 500, anonymous_kib: 50 };
                 Ok((ReplyBody::Report(vec![report]), vec![]))
             }
-            RequestBody::Storage
+            RequestBody::Freeze { id, frozen } => {
+                self.process(&ProcessRef { container: id.clone(), exec: String::new() })?;
+                let text = format!("populated 1\nfrozen {}\n", u8::from(*frozen));
+                self.files.insert("cgroup.events", text);
+                done
+            }
+            RequestBody::Open { file } => {
+                let name = match file {
+                    KernelFile::Guest(file) => file.path(),
+                    KernelFile::Agent(file) => file.name(),
+                    KernelFile::Cgroup { file, .. } => file.name(),
+                };
+                let text = self.files.get(name).ok_or_else(not_found)?;
+                Ok((ReplyBody::Opened, vec![memfd::sealed("file", text.as_bytes()).unwrap()]))
+            }
+            RequestBody::Update { .. }
+            | RequestBody::OnlineCpus { .. }
+            | RequestBody::Reseed { .. }
+            | RequestBody::Storage
             | RequestBody::SetHostname { .. }
             | RequestBody::SetClock { .. }
             | RequestBody::PowerOff => done,

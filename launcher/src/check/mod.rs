@@ -11,7 +11,7 @@ mod storage;
 mod tests;
 
 use nacre_protocols::init_launcher::{
-    ContainerPlan, ExecPlan, LIST_MAX, Mode, NetworkStep, PATH_MAX, Plan, StorageStep,
+    CgroupLimits, ContainerPlan, ExecPlan, LIST_MAX, Mode, NetworkStep, PATH_MAX, Plan, StorageStep,
 };
 use nacre_protocols::names::RESERVED_UIDS;
 use std::ops::Deref;
@@ -34,6 +34,7 @@ pub enum CheckedPlan {
     Exec(Checked<Box<ExecPlan>>),
     Storage(Checked<Vec<StorageStep>>),
     Network(Checked<Vec<NetworkStep>>),
+    Update(Checked<CgroupLimits>),
 }
 
 /// Why a plan was refused. `what` names the field.
@@ -78,6 +79,10 @@ pub fn check(plan: Plan, mode: Mode, ceiling: u64) -> Result<CheckedPlan, CheckE
             network::check(&steps)?;
             Ok(CheckedPlan::Network(Checked(steps)))
         }
+        (Mode::Update, Plan::Update(limits)) => {
+            container::limits(&limits)?;
+            Ok(CheckedPlan::Update(Checked(limits)))
+        }
         (mode, _) => Err(CheckError::Mode(mode.word())),
     }
 }
@@ -93,7 +98,7 @@ pub fn check_on_host(plan: Plan) -> Result<CheckedPlan, CheckError> {
             process::check(&plan.process, Origin::Host, u64::MAX)?;
             Ok(CheckedPlan::Exec(Checked(plan)))
         }
-        Plan::Storage(_) | Plan::Network(_) => Err(CheckError::Mode("create or exec")),
+        Plan::Storage(_) | Plan::Network(_) | Plan::Update(_) => Err(CheckError::Mode("create or exec")),
     }
 }
 

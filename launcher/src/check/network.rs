@@ -1,7 +1,7 @@
 //! The rules for network steps.
 
 use super::{CheckError, count, require};
-use nacre_protocols::init_launcher::{Interface, LIST_MAX, NetworkStep, Route};
+use nacre_protocols::init_launcher::{Interface, LIST_MAX, Neighbour, NetworkStep, Route};
 use std::net::IpAddr;
 
 /// `IFNAMSIZ` without its NUL, in bytes.
@@ -16,6 +16,7 @@ pub(super) fn check(steps: &[NetworkStep]) -> Result<(), CheckError> {
     steps.iter().try_for_each(|step| match step {
         NetworkStep::Interface(it) => interface(it),
         NetworkStep::Route(it) => route(it),
+        NetworkStep::Neighbour(it) => neighbour(it),
     })
 }
 
@@ -39,6 +40,12 @@ fn route(route: &Route) -> Result<(), CheckError> {
         }
     }
     Ok(())
+}
+
+/// Of a state all bits but those that the kernel keeps for itself (`NUD_*`, linux/neighbour.h).
+fn neighbour(neighbour: &Neighbour) -> Result<(), CheckError> {
+    name(&neighbour.device)?;
+    require(neighbour.state & !0xff == 0, "state of a neighbour", neighbour.state)
 }
 
 /// What the kernel takes as an interface's name (`dev_valid_name`).

@@ -86,6 +86,7 @@ fn a_plan_fits_its_mode_alone() {
         (exec, &[Mode::Exec]),
         (Plan::Storage(vec![]), &[Mode::Storage]),
         (Plan::Network(vec![]), &[Mode::Network]),
+        (Plan::Update(CgroupLimits::default()), &[Mode::Update]),
     ];
     for (plan, modes) in plans {
         for mode in Mode::ALL {

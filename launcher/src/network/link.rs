@@ -23,6 +23,10 @@ pub struct Link {
     pub name: String,
     pub hardware_address: [u8; 6],
     pub is_up: bool,
+    /// `IFF_*`.
+    pub flags: u32,
+    /// In bytes.
+    pub mtu: u32,
 }
 
 pub fn list(socket: &mut Socket) -> io::Result<Vec<Link>> {
@@ -83,11 +87,13 @@ fn change(index: u32, flags: u32, mask: u32) -> Request {
 /// `None` for what is no link with a name; a link without an Ethernet address has zeros.
 fn parse(body: &[u8]) -> Option<Link> {
     let index = u32_at(body, INDEX_AT)?;
-    let is_up = u32_at(body, FLAGS_AT)? & IFF_UP != 0;
+    let flags = u32_at(body, FLAGS_AT)?;
     let attribute =
         |wanted| attributes(body, FIXED).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
     let name = attribute(IFLA_IFNAME)?.split(|byte| *byte == 0).next()?;
     let hardware_address =
         attribute(IFLA_ADDRESS).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default();
-    Some(Link { index, name: String::from_utf8(name.to_vec()).ok()?, hardware_address, is_up })
+    let mtu = attribute(IFLA_MTU).and_then(|bytes| u32_at(bytes, 0)).unwrap_or_default();
+    let name = String::from_utf8(name.to_vec()).ok()?;
+    Some(Link { index, name, hardware_address, is_up: flags & IFF_UP != 0, flags, mtu })
 }

@@ -2,13 +2,16 @@
 
 pub mod address;
 pub mod link;
+mod neighbour;
 pub mod netlink;
 mod route;
 
 use crate::check::Checked;
 use crate::error::{Context, LaunchError, Result};
 use link::Link;
-use nacre_protocols::init_launcher::{Interface, LaunchStage, NetworkStep, Route, RouteFound};
+use nacre_protocols::init_launcher::{
+    Interface, InterfaceFound, LaunchStage, Neighbour, NetworkStep, Route, RouteFound,
+};
 use netlink::Socket;
 use rustix::io::Errno;
 use std::io;
@@ -18,12 +21,15 @@ const STAGE: LaunchStage = LaunchStage::Network;
 /// How long a device may take to appear.
 const LINK_ATTEMPTS: u32 = 150;
 const LINK_PAUSE: Duration = Duration::from_millis(20);
+/// Most interfaces, and addresses of each, reported: with the routes they fit a status frame.
+const INTERFACES_MAX: usize = 32;
+const ADDRESSES_MAX: usize = 8;
 /// What a link is called while it swaps its name with another.
 const SWAP_NAME: &str = "nacre-swap";
 
 /// Applies the steps: interfaces in order, then routes, those without a gateway first, since they make gateways reachable.
-/// Gives the main table.
-pub fn apply(steps: &Checked<Vec<NetworkStep>>) -> Result<Vec<RouteFound>> {
+/// Neighbours come last. Gives what interfaces there are then, and the main table.
+pub fn apply(steps: &Checked<Vec<NetworkStep>>) -> Result<(Vec<InterfaceFound>, Vec<RouteFound>)> {
     let mut socket = Socket::open().at(STAGE, || "opening a netlink socket".to_owned())?;
     for step in steps.iter() {
         if let NetworkStep::Interface(interface) = step {
@@ -33,14 +39,20 @@ pub fn apply(steps: &Checked<Vec<NetworkStep>>) -> Result<Vec<RouteFound>> {
     let routes = || {
         steps.iter().filter_map(|step| match step {
             NetworkStep::Route(route) => Some(route),
-            NetworkStep::Interface(_) => None,
+            NetworkStep::Interface(_) | NetworkStep::Neighbour(_) => None,
         })
     };
     let (direct, through_gateway): (Vec<_>, Vec<_>) = routes().partition(|route| route.gateway.is_none());
     for route in direct.into_iter().chain(through_gateway) {
         set_route(&mut socket, route)?;
     }
-    found(&mut socket).at(STAGE, || "reading the main routing table".to_owned())
+    for step in steps.iter() {
+        if let NetworkStep::Neighbour(neighbour) = step {
+            set_neighbour(&mut socket, neighbour)?;
+        }
+    }
+    let interfaces = interfaces(&mut socket).at(STAGE, || "reading the interfaces".to_owned())?;
+    Ok((interfaces, found(&mut socket).at(STAGE, || "reading the main routing table".to_owned())?))
 }
 
 fn set_interface(socket: &mut Socket, wanted: &Interface) -> Result<()> {
@@ -100,8 +112,7 @@ fn rename(socket: &mut Socket, link: &Link, name: &str) -> io::Result<()> {
 
 fn set_route(socket: &mut Socket, wanted: &Route) -> Result<()> {
     let mut attempt = || -> io::Result<()> {
-        let index = link::list(socket)?.into_iter().find(|link| link.name == wanted.device);
-        let index = index.ok_or(Errno::NODEV)?.index;
+        let index = index_of(socket, &wanted.device)?;
         route::replace(socket, index, wanted)
     };
     attempt().at(STAGE, || {
@@ -111,6 +122,30 @@ fn set_route(socket: &mut Socket, wanted: &Route) -> Result<()> {
         };
         format!("setting the route to {destination} through {}", wanted.device)
     })
+}
+
+fn set_neighbour(socket: &mut Socket, wanted: &Neighbour) -> Result<()> {
+    let mut attempt = || -> io::Result<()> {
+        let index = index_of(socket, &wanted.device)?;
+        neighbour::replace(socket, index, wanted)
+    };
+    attempt().at(STAGE, || format!("setting the neighbour {} of {}", wanted.address, wanted.device))
+}
+
+fn index_of(socket: &mut Socket, device: &str) -> io::Result<u32> {
+    let link = link::list(socket)?.into_iter().find(|link| link.name == device);
+    Ok(link.ok_or(Errno::NODEV)?.index)
+}
+
+fn interfaces(socket: &mut Socket) -> io::Result<Vec<InterfaceFound>> {
+    let mut found = Vec::new();
+    for link in link::list(socket)?.into_iter().take(INTERFACES_MAX) {
+        let mut addresses = address::list(socket, link.index)?;
+        addresses.truncate(ADDRESSES_MAX);
+        let Link { name, hardware_address, mtu, flags, .. } = link;
+        found.push(InterfaceFound { name, hardware_address, mtu, flags, addresses });
+    }
+    Ok(found)
 }
 
 fn found(socket: &mut Socket) -> io::Result<Vec<RouteFound>> {
