@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::*;
-use nacre_protocols::agent_puller::{Credentials, Pull, PullFailureKind};
+use nacre_protocols::agent_puller::{Credentials, HostAlias, Pull, PullFailureKind};
 use nacre_puller::pull::pull;
 use nacre_puller::registry::transport::Cancel;
 
@@ -22,17 +22,22 @@ struct DockerRegistry {
 impl DockerRegistry {
     /// `authorization` is the `auth` part of its configuration.
     fn start(directory: &Path, authorization: &str) -> Self {
+        Self::start_with(directory, authorization, "")
+    }
+
+    /// `tls` goes into the `http` part. What it is asked is in `access.log`.
+    fn start_with(directory: &Path, authorization: &str, tls: &str) -> Self {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let root = directory.join("registry").display().to_string();
         let config = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {root}}}}}\n\
-             http: {{addr: '{address}'}}\n{authorization}"
+             http: {{addr: '{address}'{tls}}}\n{authorization}"
         );
         let file = directory.join("registry.yml");
         fs::write(&file, config).unwrap();
         let process = Command::new("docker-registry")
             .args(["serve".as_ref(), file.as_os_str()])
-            .stdout(Stdio::null())
+            .stdout(fs::File::create(directory.join("access.log")).unwrap())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
@@ -125,6 +130,37 @@ fn an_image_that_skopeo_pushed_is_pulled() {
     let error = pull(&context, &unknown, &Cancel::default(), &|_| {}).unwrap_err();
     assert_eq!(error.kind(), PullFailureKind::NotFound, "{error}");
     assert!(error.to_string().contains("MANIFEST_UNKNOWN"), "{error}");
+}
+
+#[test]
+fn a_registry_with_tls_speaks_http_2() {
+    if !tools_are_there() {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    let certified = rcgen::generate_simple_self_signed(["registry.test".to_owned()]).unwrap();
+    let (certificate, key) = (work.path().join("cert.pem"), work.path().join("key.pem"));
+    fs::write(&certificate, certified.cert.pem()).unwrap();
+    fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
+    let tls = format!(", tls: {{certificate: {}, key: {}}}", certificate.display(), key.display());
+    let registry = DockerRegistry::start_with(work.path(), "", &tls);
+    // More than the windows of a connection.
+    let image = TestImage::new(&[&noise(40_000_000, 1), b"second", b"third", b"fourth", b"fifth", b"sixth"]);
+    write_layout(&image, &work.path().join("layout"));
+    push(&work.path().join("layout"), registry.address, &[]);
+    let request = Pull {
+        reference: format!("registry.test:{}/test/image", registry.address.port()),
+        aliases: vec![HostAlias { host: "registry.test".into(), address: registry.address.ip() }],
+        certificate_authorities: vec![certified.cert.pem()],
+        ..request(registry.address)
+    };
+    let pulled = pull(&context(work.path()), &request, &Cancel::default(), &|_| {}).unwrap();
+    let tar = work.path().join("store/layers").join(pulled.layers[0].diff_id.to_string()).join("layer.tar");
+    assert!(fs::read(tar).unwrap() == image.layers[0]);
+    let log = fs::read_to_string(work.path().join("access.log")).unwrap();
+    let ours: Vec<&str> = log.lines().filter(|line| line.contains("\"nacre/")).collect();
+    assert_eq!(ours.iter().filter(|line| line.contains("/blobs/")).count(), 7, "{log}");
+    assert!(ours.iter().all(|line| line.contains("HTTP/2.0\" 200")), "{log}");
 }
 
 #[test]

@@ -1,12 +1,15 @@
-//! HTTP/1.1 (RFC 9112) as a client: one request, one answer with a streaming body, the connection kept if it can be.
+//! HTTP as a client: one request, one answer with a streaming body, the connection kept if it can be. What is said here of
+//! heads and bodies is HTTP/1.1 (RFC 9112); [`super::http2`] makes the same of its frames.
 //!
 //! Small on purpose: GET and POST, no compression, no upgrade, no pipelining.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::time::{Duration, Instant};
 
+use super::channel::Channel;
+use super::input::{CHUNK_LINE_BYTES_MAX, malformed};
 use super::proxy::Proxy;
-use super::transport::{Connector, Limit, Stream, TransportError, from_io};
+use super::transport::{Connector, Limit, TransportError, from_io};
 use super::url::{Origin, Url};
 
 /// Largest head of an answer in bytes.
@@ -15,8 +18,6 @@ pub const HEAD_BYTES_MAX: usize = 64 << 10;
 pub const FIELDS_MAX: usize = 100;
 /// Most interim (1xx) answers before the real one.
 const INTERIM_MAX: usize = 8;
-/// Longest line that announces a chunk, and longest trailer, in bytes.
-const CHUNK_LINE_BYTES_MAX: usize = 4 << 10;
 /// Fewest bytes that the wait for a stalled body must bring in all; who sends less drips on purpose, or is as good as dead.
 const DRIP_BYTES_MIN: u64 = 1 << 10;
 /// Bytes read at once when the caller reads less.
@@ -121,54 +122,56 @@ pub enum Chunk {
 
 /// Sends a request and reads the head of its answer. A kept connection that turns out to be closed is replaced once.
 pub fn send<'a>(connector: &'a Connector, request: &Request<'_>) -> Result<Response<'a>, TransportError> {
-    if let Some(stream) = connector.reuse(&request.url.origin) {
-        match exchange(connector, stream, request) {
+    if let Some(channel) = connector.reuse(&request.url.origin) {
+        match exchange(connector, channel, request) {
             Err(TransportError::Closed { .. } | TransportError::Broken { .. }) => {}
             outcome => return outcome,
         }
     }
-    let stream = connector.connect(&request.url.origin, request.unverified)?;
-    exchange(connector, stream, request)
+    let channel = connector.connect(&request.url.origin, request.unverified)?;
+    exchange(connector, channel, request)
 }
 
 fn exchange<'a>(
     connector: &'a Connector,
-    mut stream: Stream,
+    mut channel: Channel,
     request: &Request<'_>,
 ) -> Result<Response<'a>, TransportError> {
     let host = &request.url.origin.host;
     let failed = |error| from_io(host, error, connector.timeouts.first_byte);
-    stream.limit(Limit::Until(Instant::now() + connector.timeouts.first_byte));
-    let forwarder = connector.forwarder(&request.url.origin);
-    let head = request_head(request, forwarder)
-        .map_err(|reason| TransportError::Malformed { host: host.clone(), reason })?;
-    stream.write_all(&head).and_then(|()| stream.flush()).map_err(failed)?;
-    let mut input = Input { stream, buffer: Vec::new(), at: 0 };
+    let refused = |reason| TransportError::Malformed { host: host.clone(), reason };
+    if !request.fields.iter().all(|(_, value)| super::auth::is_field_value(value)) {
+        return Err(refused("a field of the request has a character that fields cannot have"));
+    }
+    channel.limit(Limit::Until(Instant::now() + connector.timeouts.first_byte));
+    channel.begin(request, connector.forwarder(&request.url.origin)).map_err(failed)?;
     for _ in 0..INTERIM_MAX {
-        let head = input.read_head(host, connector.timeouts.first_byte)?;
+        let head = channel.head().map_err(failed)?;
         if (100..200).contains(&head.status) {
             continue;
         }
-        let framing =
-            head.framing().map_err(|reason| TransportError::Malformed { host: host.clone(), reason })?;
-        input.stream.limit(Limit::Each(connector.timeouts.stall));
+        let framing = head.framing().map_err(refused)?;
         let origin = request.url.origin.clone();
+        let is_last = framing == Framing::UntilClosed && matches!(channel, Channel::One(_));
         let body = Body {
             connector,
             origin,
-            keep: !head.closes,
+            keep: !head.closes && !is_last,
             framing,
-            input: Some(input),
+            channel: Some(channel),
             waited: Duration::ZERO,
             brought: 0,
         };
         return Ok(Response { status: head.status, head, body });
     }
-    Err(TransportError::Malformed { host: host.clone(), reason: "too many interim answers" })
+    Err(refused("too many interim answers"))
 }
 
-/// A proxy that passes plain requests on is told the whole URL (RFC 9112 section 3.2.2).
-fn request_head(request: &Request<'_>, forwarder: Option<&Proxy>) -> Result<Vec<u8>, &'static str> {
+const USER_AGENT: &str = concat!("nacre/", env!("CARGO_PKG_VERSION"));
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// A request in HTTP/1.1. A proxy that passes plain requests on is told the whole URL (RFC 9112 section 3.2.2).
+pub fn request_head(request: &Request<'_>, forwarder: Option<&Proxy>) -> Vec<u8> {
     let method = if request.form.is_some() { "POST" } else { "GET" };
     let url = request.url;
     let authority = url.origin.authority();
@@ -177,88 +180,22 @@ fn request_head(request: &Request<'_>, forwarder: Option<&Proxy>) -> Result<Vec<
     if let Some(authorization) = forwarder.and_then(Proxy::authorization) {
         head.push_str(&format!("Proxy-Authorization: {authorization}\r\n"));
     }
-    head.push_str(concat!("User-Agent: nacre/", env!("CARGO_PKG_VERSION"), "\r\n"));
-    for (name, value) in request.fields {
-        if !super::auth::is_field_value(value) {
-            return Err("a field of the request has a character that fields cannot have");
-        }
+    let own = request.fields.iter().map(|(name, value)| (*name, value.as_str()));
+    for (name, value) in form_fields(request).into_iter().chain(own) {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     if let Some(form) = request.form {
-        head.push_str("Content-Type: application/x-www-form-urlencoded\r\n");
         head.push_str(&format!("Content-Length: {}\r\n\r\n{form}", form.len()));
     } else {
         head.push_str("\r\n");
     }
-    Ok(head.into_bytes())
+    head.into_bytes()
 }
 
-/// A stream with what was read of it too early.
-struct Input {
-    stream: Stream,
-    buffer: Vec<u8>,
-    at: usize,
-}
-
-impl Input {
-    fn read_head(&mut self, host: &str, patience: Duration) -> Result<Head, TransportError> {
-        let malformed = |reason| TransportError::Malformed { host: host.to_owned(), reason };
-        loop {
-            let unread = self.buffer.get(self.at..).unwrap_or_default();
-            if let Some((head, length)) = Head::parse(unread).map_err(malformed)? {
-                self.at += length;
-                return Ok(head);
-            }
-            if unread.len() >= HEAD_BYTES_MAX {
-                return Err(malformed("head is larger than 64 KiB"));
-            }
-            self.fill().map_err(|error| from_io(host, error, patience))?;
-        }
-    }
-
-    /// Reads more behind what is there; the end of the stream is an error.
-    fn fill(&mut self) -> io::Result<()> {
-        self.buffer.drain(..self.at);
-        self.at = 0;
-        let there = self.buffer.len();
-        self.buffer.resize(there + BUFFER_BYTES, 0);
-        let read = self.stream.read(self.buffer.get_mut(there..).unwrap_or_default());
-        self.buffer.truncate(there + *read.as_ref().unwrap_or(&0));
-        match read? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => Ok(()),
-        }
-    }
-
-    fn read(&mut self, wanted: &mut [u8]) -> io::Result<usize> {
-        let buffered = self.buffer.get(self.at..).unwrap_or_default();
-        if buffered.is_empty() {
-            return self.stream.read(wanted);
-        }
-        let length = buffered.len().min(wanted.len());
-        if let (Some(from), Some(to)) = (buffered.get(..length), wanted.get_mut(..length)) {
-            to.copy_from_slice(from);
-        }
-        self.at += length;
-        Ok(length)
-    }
-
-    /// A line without its end, CR LF or LF.
-    fn line(&mut self) -> io::Result<Vec<u8>> {
-        loop {
-            let unread = self.buffer.get(self.at..).unwrap_or_default();
-            if let Some(length) = unread.iter().position(|&byte| byte == b'\n') {
-                let line = unread.get(..length).unwrap_or_default();
-                let line = line.strip_suffix(b"\r").unwrap_or(line).to_vec();
-                self.at += length + 1;
-                return Ok(line);
-            }
-            if unread.len() > CHUNK_LINE_BYTES_MAX {
-                return Err(bad_chunk());
-            }
-            self.fill()?;
-        }
-    }
+/// What every request says of itself.
+pub fn form_fields(request: &Request<'_>) -> Vec<(&'static str, &'static str)> {
+    let form = request.form.map(|_| ("content-type", FORM));
+    [("user-agent", USER_AGENT)].into_iter().chain(form).collect()
 }
 
 /// The body of an answer, streaming. Read to its end, it gives its connection back.
@@ -267,7 +204,7 @@ pub struct Body<'a> {
     origin: Origin,
     keep: bool,
     framing: Framing,
-    input: Option<Input>,
+    channel: Option<Channel>,
     /// Spent in reading, and what that brought, since it was last enough.
     waited: Duration,
     brought: u64,
@@ -286,18 +223,17 @@ impl Body<'_> {
     /// 0 bytes only at the end.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, TransportError> {
         let begun = Instant::now();
+        if let Some(channel) = &self.channel {
+            // For all that one read takes: lines of chunks and frames that bring nothing included.
+            channel.limit(Limit::Until(begun + self.connector.timeouts.stall));
+        }
         let read = self.read_io(buffer);
         self.waited += begun.elapsed();
         if let Ok(length @ 1..) = read {
             self.brought += length as u64;
             self.check_drip()?;
         }
-        read.map_err(|error| match error.get_ref().and_then(|inner| inner.downcast_ref::<BadChunk>()) {
-            Some(_) => {
-                TransportError::Malformed { host: self.origin.host.clone(), reason: "chunk is malformed" }
-            }
-            None => from_io(&self.origin.host, error, self.connector.timeouts.stall),
-        })
+        read.map_err(|error| from_io(&self.origin.host, error, self.connector.timeouts.stall))
     }
 
     /// Each byte in time is not enough: all of them must come to something. What the consumer takes does not count.
@@ -345,17 +281,20 @@ impl Body<'_> {
             Framing::Length(left) | Framing::Chunked(Chunk::Data(left)) => left,
             Framing::UntilClosed | Framing::Chunked(Chunk::Announced) => u64::MAX,
         };
-        let Some(input) = &mut self.input else { return Ok(0) };
+        let Some(channel) = &mut self.channel else { return Ok(0) };
         let wanted = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        let read = input.read(buffer.get_mut(..wanted).unwrap_or_default())?;
+        let read = channel.read(buffer.get_mut(..wanted).unwrap_or_default())?;
         match &mut self.framing {
-            Framing::UntilClosed if read == 0 => self.framing = Framing::Ended,
+            Framing::UntilClosed if read == 0 => {
+                self.framing = Framing::Ended;
+                self.release();
+            }
             _ if read == 0 && wanted > 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             Framing::Length(left) => *left -= read as u64,
             Framing::Chunked(Chunk::Data(left)) => {
                 *left -= read as u64;
                 if *left == 0 {
-                    if !input.line()?.is_empty() {
+                    if !channel.line()?.is_empty() {
                         return Err(bad_chunk());
                     }
                     self.framing = Framing::Chunked(Chunk::Announced);
@@ -367,14 +306,14 @@ impl Body<'_> {
     }
 
     fn next_chunk(&mut self) -> io::Result<Framing> {
-        let Some(input) = &mut self.input else { return Ok(Framing::Ended) };
-        let line = input.line()?;
+        let Some(channel) = &mut self.channel else { return Ok(Framing::Ended) };
+        let line = channel.line()?;
         match chunk_length(&line).ok_or_else(bad_chunk)? {
             0 => {
                 // The trailer: its lines say nothing that is wanted.
                 let mut length = 0;
                 loop {
-                    match input.line()?.len() {
+                    match channel.line()?.len() {
                         0 => return Ok(Framing::Ended),
                         more if length + more <= CHUNK_LINE_BYTES_MAX => length += more,
                         _ => return Err(bad_chunk()),
@@ -386,11 +325,11 @@ impl Body<'_> {
     }
 
     fn release(&mut self) {
-        if let Some(Input { stream, buffer, at }) = self.input.take()
+        if let Some(channel) = self.channel.take()
             && self.keep
-            && buffer.len() == at
+            && channel.is_reusable()
         {
-            self.connector.keep(self.origin.clone(), stream);
+            self.connector.keep(self.origin.clone(), channel);
         }
     }
 }
@@ -403,12 +342,8 @@ fn chunk_length(line: &[u8]) -> Option<u64> {
     u64::from_str_radix(digits, 16).ok()
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("chunk is malformed")]
-struct BadChunk;
-
 fn bad_chunk() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, BadChunk)
+    malformed("chunk is malformed")
 }
 
 #[cfg(test)]

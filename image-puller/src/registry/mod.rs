@@ -6,9 +6,14 @@
 
 pub mod auth;
 pub mod blob;
+mod channel;
 mod dial;
 pub mod dns;
+pub mod hpack;
 pub mod http;
+pub mod http2;
+mod huffman;
+mod input;
 pub mod proxy;
 pub mod retry;
 pub mod sources;
@@ -271,8 +276,8 @@ impl Registry {
         let origin = match self.is_insecure(&https) {
             false => https,
             true => match self.connector.connect(&https, true) {
-                Ok(stream) => {
-                    self.connector.keep(https.clone(), stream);
+                Ok(channel) => {
+                    self.connector.keep(https.clone(), channel);
                     https
                 }
                 Err(source @ (TransportError::Resolve { .. } | TransportError::Cancelled)) => {

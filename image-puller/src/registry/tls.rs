@@ -9,12 +9,15 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
+use super::http2;
 use super::url::Origin;
 
 /// Where the guest image has the roots of trust.
 pub const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Most bytes of PEM that are read from one source.
 pub const ROOTS_BYTES_MAX: u64 = 4 << 20;
+/// What ALPN calls HTTP/1.1.
+const HTTP_1: &[u8] = b"http/1.1";
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TrustError {
@@ -29,7 +32,9 @@ pub enum TrustError {
 /// Settings for hosts whose certificate must be good, and for those declared insecure.
 #[derive(Clone)]
 pub struct Trust {
-    pub verified: Arc<ClientConfig>,
+    verified: Arc<ClientConfig>,
+    /// For proxies, which are spoken to in HTTP/1.1.
+    pub proxy: Arc<ClientConfig>,
     unverified: Arc<ClientConfig>,
     /// The same two for the hosts that this client shows a certificate to.
     identified: Vec<(Registry, [Arc<ClientConfig>; 2])>,
@@ -85,9 +90,11 @@ impl Trust {
             })
         };
         let finish = |mut config: ClientConfig| {
-            config.alpn_protocols = vec![b"http/1.1".to_vec()];
+            config.alpn_protocols = vec![http2::PROTOCOL.to_vec(), HTTP_1.to_vec()];
             Arc::new(config)
         };
+        let mut proxy = builder(true)?.with_no_client_auth();
+        proxy.alpn_protocols = vec![HTTP_1.to_vec()];
         let anonymous = |verify| Ok::<_, TrustError>(finish(builder(verify)?.with_no_client_auth()));
         let identified = identities.iter().map(|identity| {
             let failed =
@@ -101,6 +108,7 @@ impl Trust {
         });
         Ok(Self {
             verified: anonymous(true)?,
+            proxy: proxy.into(),
             unverified: anonymous(false)?,
             identified: identified.collect::<Result<_, TrustError>>()?,
         })

@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use rustls_pki_types::ServerName;
 
+use super::channel::Channel;
 use super::dial::{DialError, dial};
 use super::dns::{RESOLV_CONF_BYTES_MAX, ResolveError, ResolverConfig};
+use super::input::Malformed;
 use super::proxy::{Kind, Proxies, Proxy, ProxyError};
 use super::tls::{self, Trust};
 use super::url::{Origin, Scheme};
@@ -127,7 +129,7 @@ pub struct Connector {
 pub struct Idle {
     origin: Origin,
     since: Instant,
-    stream: Stream,
+    channel: Channel,
 }
 
 impl Connector {
@@ -145,32 +147,33 @@ impl Connector {
     }
 
     /// A kept connection to this origin.
-    pub fn reuse(&self, origin: &Origin) -> Option<Stream> {
+    pub fn reuse(&self, origin: &Origin) -> Option<Channel> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.retain(|kept| kept.since.elapsed() < IDLE_AGE_MAX);
         let at = idle.iter().position(|kept| kept.origin == *origin)?;
-        Some(idle.swap_remove(at).stream)
+        Some(idle.swap_remove(at).channel)
     }
 
-    pub fn keep(&self, origin: Origin, stream: Stream) {
+    pub fn keep(&self, origin: Origin, channel: Channel) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < IDLE_CONNECTIONS_MAX {
-            idle.push(Idle { origin, since: Instant::now(), stream });
+            idle.push(Idle { origin, since: Instant::now(), channel });
         }
     }
 
     /// A new connection. `unverified` is for hosts declared insecure: their certificate is not looked at.
-    pub fn connect(&self, origin: &Origin, unverified: bool) -> Result<Stream, TransportError> {
+    pub fn connect(&self, origin: &Origin, unverified: bool) -> Result<Channel, TransportError> {
         let stream = match self.proxy(origin) {
             None => self.connect_tcp(&origin.host, &self.resolve(&origin.host)?, origin.port)?,
             Some(proxy) => self.connect_proxy(proxy, origin)?,
         };
-        match origin.scheme {
-            Scheme::Http => Ok(stream),
+        let stream = match origin.scheme {
+            Scheme::Http => stream,
             Scheme::Https => {
-                self.handshake(&origin.host, stream, self.trust.settings(origin, unverified).clone())
+                self.handshake(&origin.host, stream, self.trust.settings(origin, unverified).clone())?
             }
-        }
+        };
+        Ok(Channel::new(stream))
     }
 
     /// The proxy that plain requests to this origin are handed to, whole, instead of being led through.
@@ -198,7 +201,7 @@ impl Connector {
         let connected = addresses.and_then(|found| self.connect_tcp(&proxy.host, &found, proxy.port));
         let mut stream = connected.map_err(on_the_way)?;
         if proxy.kind == Kind::Https {
-            stream = self.handshake(&proxy.host, stream, self.trust.verified.clone()).map_err(on_the_way)?;
+            stream = self.handshake(&proxy.host, stream, self.trust.proxy.clone()).map_err(on_the_way)?;
         }
         if self.forwarder(origin).is_some() {
             return Ok(stream);
@@ -282,6 +285,9 @@ impl Connector {
 /// What an error of reading or writing means; `after` is what was waited if it was a timeout.
 pub fn from_io(host: &str, error: io::Error, after: Duration) -> TransportError {
     let host = host.to_owned();
+    if let Some(Malformed(reason)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        return TransportError::Malformed { host, reason };
+    }
     match error {
         error if error.get_ref().is_some_and(|inner| inner.is::<CancelledMark>()) => {
             TransportError::Cancelled
@@ -312,6 +318,14 @@ pub enum Stream {
 }
 
 impl Stream {
+    /// What was agreed on in the TLS handshake.
+    pub fn protocol(&self) -> Option<&[u8]> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(tls) => tls.conn.alpn_protocol(),
+        }
+    }
+
     /// What reads and writes from here on may wait.
     pub fn limit(&self, limit: Limit) {
         match self {

@@ -1,6 +1,7 @@
 //! A registry in this process, on loopback, that misbehaves on demand; an indexer that only copies; images by hand.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod http2;
 pub mod proxy;
 
 use std::collections::HashMap;
@@ -121,8 +122,13 @@ impl FakeServer {
                 std::thread::spawn(move || match tls {
                     None => serve(stream, &raw, &*handler, &log, &count),
                     Some(config) => {
+                        let two = config.alpn_protocols.iter().any(|protocol| protocol == b"h2");
                         let session = rustls::ServerConnection::new(config).unwrap();
-                        serve(rustls::StreamOwned::new(session, stream), &raw, &*handler, &log, &count)
+                        let stream = rustls::StreamOwned::new(session, stream);
+                        match two {
+                            true => http2::serve(stream, &*handler, &log, &count),
+                            false => serve(stream, &raw, &*handler, &log, &count),
+                        }
                     }
                 });
             }
@@ -436,6 +442,14 @@ pub fn certify(name: &str) -> (String, std::sync::Arc<rustls::ServerConfig>) {
         .with_single_cert(vec![certified.cert.der().clone()], key)
         .unwrap();
     (certified.cert.pem(), config.into())
+}
+
+/// The same, for a server that speaks HTTP/2 and nothing else.
+pub fn certify_two(name: &str) -> (String, Arc<rustls::ServerConfig>) {
+    let (certificate, config) = certify(name);
+    let mut config = Arc::unwrap_or_clone(config);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    (certificate, config.into())
 }
 
 /// Bytes that no compression or chance makes alike.
