@@ -511,8 +511,13 @@ impl Puller {
                     })
                     .collect();
             }),
-            Reply::Stage { .. } | Reply::Stored { .. } | Reply::Contents { .. } | Reply::Collected { .. } => {
-            }
+            // Answers to what else it is asked.
+            Reply::Stored { .. } | Reply::Contents { .. } | Reply::Collected { .. } => {}
+            Reply::Stage { index, stage, .. } => pull.change(|progress| {
+                if let Some(layer) = progress.layers.get_mut(usize::from(index)) {
+                    layer.stage = stage;
+                }
+            }),
             Reply::Progress { index, fetched, .. } => {
                 pull.change(|progress| {
                     if let Some(layer) = progress.layers.get_mut(usize::from(index)) {

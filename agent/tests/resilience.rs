@@ -5,11 +5,12 @@ mod support;
 use nacre_agent::container::PROCESSES_MAX;
 use nacre_protocols::agent_init::{Event, PullerEnd, PullerProcess, RequestBody};
 use nacre_protocols::agent_puller::{
-    Credentials, ImageConfig, LayerToPull, PullFailure, PullFailureKind, PulledImage, PulledLayer, Reply,
-    Request, Verdict,
+    self as edge, Credentials, ImageConfig, LayerToPull, PullFailure, PullFailureKind, PulledImage,
+    PulledLayer, Reply, Request, Verdict,
 };
 use nacre_protocols::host_agent::kata::agent_service::*;
 use nacre_protocols::host_agent::kata::{self, health};
+use nacre_protocols::host_agent::nacre::layer_state::Stage as LayerStage;
 use nacre_protocols::host_agent::nacre::pull_state::Stage;
 use nacre_protocols::host_agent::nacre::sandbox::*;
 use nacre_protocols::host_agent::nacre::{self, failure};
@@ -528,11 +529,17 @@ fn a_pull_is_watched_to_its_end_and_its_layers_become_the_root() {
     assert_eq!(state.stage(), Stage::Fetching);
     assert_eq!((state.layers[0].size, state.layers[1].done), (1000, true));
     assert_eq!(state.layers[0].digest, format!("sha256:{}", "01".repeat(32)));
+    let stages = |state: &nacre::PullState| [state.layers[0].stage(), state.layers[1].stage()];
+    assert_eq!(stages(&state), [LayerStage::Waiting, LayerStage::Stored]);
+    puller.send(&Reply::Stage { id, index: 0, stage: edge::LayerStage::Fetching });
+    let state = watch(&mut client, "p", state.version);
+    assert_eq!(stages(&state), [LayerStage::Fetching, LayerStage::Stored]);
     puller.send(&Reply::Progress { id, index: 0, fetched: 400 });
     let state = watch(&mut client, "p", state.version);
     assert_eq!(state.layers[0].fetched, 400);
     // Nonsense from the puller changes nothing.
     puller.send(&Reply::Progress { id, index: 99, fetched: 1 });
+    puller.send(&Reply::Stage { id, index: 99, stage: edge::LayerStage::Checking });
     puller.send(&Reply::Progress { id: id + 5, index: 0, fetched: 1 });
     // A container of the same image joins the pull, and its deadline does not end it.
     let mut request = create_request("c", image("busybox"));
