@@ -24,7 +24,7 @@ pub struct Blob<'a> {
     offset_at_opening: u64,
     /// Times it was opened again.
     resumes: u32,
-    /// Of these, the last ones in a row that brought nothing.
+    /// Of these, the last ones in a row that brought nothing, or as good as nothing.
     fruitless: u32,
     hasher: Hasher,
     body: Option<Body<'a>>,
@@ -98,7 +98,8 @@ impl<'a> Blob<'a> {
     fn lost(&mut self, source: TransportError) -> Result<(), RegistryError> {
         self.body = None;
         self.resumes += 1;
-        self.fruitless = if self.offset > self.offset_at_opening { 0 } else { self.fruitless + 1 };
+        let brought = self.offset > self.offset_at_opening && !matches!(source, TransportError::Slow { .. });
+        self.fruitless = if brought { 0 } else { self.fruitless + 1 };
         let policy = self.sources.retry(self.at);
         let spent = self.resumes > Self::RESUMES_MAX || self.fruitless > policy.retries;
         let passing = source.is_passing();

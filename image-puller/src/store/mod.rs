@@ -33,7 +33,9 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use collect::{Collected, Contents};
-pub use record::{IMAGE_RECORD_BYTES_MAX, ImageRecord, LAYER_RECORD_BYTES_MAX, parse_image, parse_layer};
+pub use record::{
+    IMAGE_RECORD_BYTES_MAX, ImageRecord, LAYER_RECORD_BYTES_MAX, layer_line, parse_image, parse_layer,
+};
 
 use crate::digest::Digest;
 use crate::registry::transport::Cancel;
@@ -262,7 +264,7 @@ impl Store {
     }
 
     fn write_record(&self, blob: &Digest, layer: &StoredLayer) -> Result<(), StoreError> {
-        self.write_file(&self.record_path(blob), record::layer_line(layer).as_bytes())
+        self.write_file(&self.record_path(blob), layer_line(layer).as_bytes())
     }
 
     /// Whole or not at all.

@@ -96,7 +96,11 @@ fn write_reply(stream: &mut impl Write, id: u32, reply: &Reply, sent: &AtomicU64
     fields.extend(reply.fields.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())));
     let fields: Vec<(&str, &str)> =
         fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    frame(stream, 1, 4, id, &hpack::encode(&fields))?;
+    let block = hpack::encode(&fields);
+    let last = block.chunks(FRAME).count() - 1;
+    for (at, piece) in block.chunks(FRAME).enumerate() {
+        frame(stream, if at == 0 { 1 } else { 9 }, if at == last { 4 } else { 0 }, id, piece)?;
+    }
     let end = reply.break_after.or(reply.stall_after).unwrap_or(reply.body.len()).min(reply.body.len());
     let (piece, pause) = reply.drip.unwrap_or((reply.chunked.unwrap_or(FRAME).min(FRAME), Duration::ZERO));
     for piece in reply.body[..end].chunks(piece) {

@@ -126,7 +126,12 @@ impl FakeServer {
                         let session = rustls::ServerConnection::new(config).unwrap();
                         let stream = rustls::StreamOwned::new(session, stream);
                         match two {
-                            true => http2::serve(stream, &*handler, &log, &count),
+                            true => {
+                                http2::serve(stream, &*handler, &log, &count);
+                                // Closed with frames unread, what was sent last would not arrive.
+                                let _ = raw.shutdown(std::net::Shutdown::Write);
+                                let _ = io::copy(&mut &raw, &mut io::sink());
+                            }
                             false => serve(stream, &raw, &*handler, &log, &count),
                         }
                     }
