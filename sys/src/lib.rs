@@ -15,6 +15,7 @@ pub mod mounting;
 pub mod own_binary;
 #[cfg(feature = "host")]
 pub mod page_cache;
+pub mod probe;
 pub mod process;
 pub mod random;
 pub mod seccomp;
