@@ -9,6 +9,6 @@ fuzz_target!(|text: &str| {
         assert_eq!(Reference::parse(&reference.to_string()), Ok(reference.clone()));
         assert!(reference.tag.is_some() || reference.digest.is_some());
         assert!(!reference.path.contains("..") && !reference.path.starts_with('/'));
-        let _ = reference.host_and_port();
+        let _ = reference.location().host_and_port();
     }
 });

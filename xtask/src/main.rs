@@ -5,6 +5,7 @@ mod bench_launcher;
 mod bundle;
 mod cache;
 mod demo;
+mod fuzz;
 mod image;
 mod kernel;
 mod lab;
@@ -42,6 +43,8 @@ enum Command {
     Lab(lab::Options),
     /// Measure; prints figures with their budgets.
     Bench(bench::Options),
+    /// Run the fuzz targets of the parsers, some seconds each.
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
             });
         }
         Command::Bench(options) => bench::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
