@@ -45,7 +45,7 @@ pub fn create(
     namespaces::join_by_path(plan)?;
     let own_users = plan.namespaces.user != Namespace::Shared;
     let Entered { root, ahead, nodes, procfs } =
-        if own_users { enter_with_users(plan, origin, &cgroup)? } else { enter(plan, origin)? };
+        if own_users { enter_with_users(plan, origin, &cgroup)? } else { enter(plan, origin, &cgroup)? };
     let unfinished = mounts::apply(&plan.mounts, &root, origin, ahead)?;
     devices::populate(plan, &root, nodes)?;
     masks::mask(&plan.masked_paths, &root)?;
@@ -68,7 +68,7 @@ pub fn create(
         procfs.set_sysctls(&plan.sysctls)?;
     }
     set_names(plan)?;
-    let account = user::find(&plan.process.user, &root, origin)?;
+    let account = user::find(&plan.process, &root, origin)?;
     let terminal = plan.process.terminal.map(|size| Terminal::open(&root, size, account.uid)).transpose()?;
     if let Some(terminal) = &terminal {
         terminal.bind_console(&root)?;
@@ -110,9 +110,10 @@ struct Entered {
 }
 
 /// Fresh namespaces that the starter's users own, and the root in them.
-fn enter(plan: &ContainerPlan, origin: Origin) -> Result<Entered> {
+fn enter(plan: &ContainerPlan, origin: Origin, cgroup: &OwnedFd) -> Result<Entered> {
     // A mapped file system keeps its own mount out of any namespace until it is attached.
     let ahead = mounts::needs_preparation(plan).then(|| mounts::prepare(plan, origin)).transpose()?;
+    let ahead = mounts::see_cgroup(plan, cgroup, ahead);
     let moving = net_devices::Moving::start(&plan.net_devices, None)?;
     let offsets = namespaces::time_offsets(&plan.namespaces.time_offsets)?;
     namespaces::enter_mounts(plan, namespaces::fresh(plan))?;

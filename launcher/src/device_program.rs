@@ -18,12 +18,18 @@ const ACCESS_TYPE: i16 = 0;
 const MAJOR: i16 = 4;
 const MINOR: i16 = 8;
 
-// Instruction codes (`Documentation/bpf/standardization/instruction-set.rst`), all on 32 bits.
+// Instruction codes (`Documentation/bpf/standardization/instruction-set.rst`), on 32 bits where nothing else is said.
 const LOAD_WORD: u8 = 0x61;
 const MOVE: u8 = 0xb4;
 const MOVE_REGISTER: u8 = 0xbc;
 const AND: u8 = 0x54;
 const SHIFT_RIGHT: u8 = 0x74;
+const SHIFT_LEFT: u8 = 0x64;
+const OR_REGISTER: u8 = 0x4c;
+const EXCLUSIVE_OR: u8 = 0xa4;
+// On 64 bits.
+const SUBTRACT_LONG: u8 = 0x17;
+const SHIFT_RIGHT_LONG: u8 = 0x77;
 const JUMP_IF_EQUAL: u8 = 0x16;
 const JUMP_IF_NOT_EQUAL: u8 = 0x56;
 const EXIT: u8 = 0x95;
@@ -36,6 +42,10 @@ const WANTED: u8 = 3;
 const MAJOR_NUMBER: u8 = 4;
 const MINOR_NUMBER: u8 = 5;
 const SCRATCH: u8 = 6;
+/// Major and minor as one number, as the kernel has them (`linux/kdev_t.h`: 12 and 20 bits).
+const DEVICE: u8 = 7;
+const MINOR_BITS: u32 = 20;
+const MAJOR_END: u32 = 1 << 12;
 
 pub fn generate(rules: &[DeviceRule]) -> Vec<Instruction> {
     let mut program = vec![
@@ -45,12 +55,67 @@ pub fn generate(rules: &[DeviceRule]) -> Vec<Instruction> {
         instruction(SHIFT_RIGHT, WANTED, 0, 0, 16),
         instruction(LOAD_WORD, MAJOR_NUMBER, CONTEXT, MAJOR, 0),
         instruction(LOAD_WORD, MINOR_NUMBER, CONTEXT, MINOR, 0),
+        instruction(MOVE_REGISTER, DEVICE, MAJOR_NUMBER, 0, 0),
+        instruction(SHIFT_LEFT, DEVICE, 0, 0, MINOR_BITS as i32),
+        instruction(OR_REGISTER, DEVICE, MINOR_NUMBER, 0, 0),
     ];
-    for rule in rules.iter().rev() {
-        append_rule(rule, &mut program);
+    // The kernel goes every way through the program before it takes it, at a price that a start of a container feels. So
+    // neighbours that allow everything to devices of one kind are compared without a jump for each.
+    let mut rules: Vec<&DeviceRule> = rules.iter().rev().collect();
+    while let Some(first) = rules.first() {
+        let kind = first.kind;
+        let alike = rules.iter().take_while(|rule| rule.kind == kind && whole_device(rule).is_some()).count();
+        let rest = rules.split_off(alike.max(1).min(rules.len()));
+        match rules.as_slice() {
+            [rule] => append_rule(rule, &mut program),
+            group => append_group(group, &mut program),
+        }
+        rules = rest;
     }
     program.extend(answer(0));
     program
+}
+
+/// How a rule is found that allows everything to one device, or to all of one major: a register and its value.
+fn whole_device(rule: &DeviceRule) -> Option<(u8, i32)> {
+    let everything = rule.allow && rule.read && rule.write && rule.mknod;
+    let major = rule.major.filter(|major| everything && rule.kind.is_some() && *major < MAJOR_END)?;
+    match rule.minor {
+        None => Some((MAJOR_NUMBER, major.cast_signed())),
+        Some(minor) if minor >> MINOR_BITS == 0 => {
+            Some((DEVICE, (major << MINOR_BITS | minor).cast_signed()))
+        }
+        Some(_) => None,
+    }
+}
+
+/// Several rules of one kind, each for a whole device: any that matches allows.
+fn append_group(rules: &[&DeviceRule], program: &mut Vec<Instruction>) {
+    let Some(kind) = rules.first().and_then(|rule| kind_number(rule.kind)) else { return };
+    // 1 in the result if the difference is 0: only then taking 1 away reaches the highest bit.
+    let mut comparisons = vec![instruction(MOVE, RESULT, 0, 0, 0)];
+    for (register, value) in rules.iter().filter_map(|rule| whole_device(rule)) {
+        comparisons.extend([
+            instruction(MOVE_REGISTER, SCRATCH, register, 0, 0),
+            instruction(EXCLUSIVE_OR, SCRATCH, 0, 0, value),
+            instruction(SUBTRACT_LONG, SCRATCH, 0, 0, 1),
+            instruction(SHIFT_RIGHT_LONG, SCRATCH, 0, 0, 63),
+            instruction(OR_REGISTER, RESULT, SCRATCH, 0, 0),
+        ]);
+    }
+    let [set, exit] = answer(1);
+    comparisons.extend([instruction(JUMP_IF_EQUAL, RESULT, 0, 2, 0), set, exit]);
+    program.push(instruction(JUMP_IF_NOT_EQUAL, KIND, 0, comparisons.len() as i16, kind));
+    program.extend(comparisons);
+}
+
+/// No access of a fifo ever comes here.
+fn kind_number(kind: Option<DeviceKind>) -> Option<i32> {
+    match kind {
+        Some(DeviceKind::Character) => Some(TYPE_CHARACTER),
+        Some(DeviceKind::Block) => Some(TYPE_BLOCK),
+        Some(DeviceKind::Fifo) | None => None,
+    }
 }
 
 /// Falls through to what follows unless the rule decides.
@@ -59,13 +124,10 @@ fn append_rule(rule: &DeviceRule, program: &mut Vec<Instruction>) {
     for (said, bit) in [(rule.read, ACCESS_READ), (rule.write, ACCESS_WRITE), (rule.mknod, ACCESS_MKNOD)] {
         access |= if said { bit } else { 0 };
     }
-    let kind = match rule.kind {
-        Some(DeviceKind::Character) => Some(TYPE_CHARACTER),
-        Some(DeviceKind::Block) => Some(TYPE_BLOCK),
-        // No access of a fifo ever comes here.
-        Some(DeviceKind::Fifo) => return,
-        None => None,
-    };
+    if rule.kind == Some(DeviceKind::Fifo) {
+        return;
+    }
+    let kind = kind_number(rule.kind);
     let [set, exit] = answer(i32::from(rule.allow));
     let decision = if rule.allow {
         // Take what is allowed out of what is wanted; allowed if nothing is left.
@@ -113,25 +175,30 @@ mod tests {
 
     /// Runs the program as the kernel would, for the instructions used here.
     fn run(program: &[Instruction], context: [u32; 3]) -> u32 {
-        let mut registers = [0u32; 11];
+        let mut registers = [0u64; 11];
         let mut at = 0usize;
         // Every jump goes forward, so no instruction runs twice.
         while at < program.len() {
             let it = program[at];
             let (to, from) = (usize::from(it.registers & 15), usize::from(it.registers >> 4));
-            let immediate = it.immediate as u32;
+            let immediate = u64::from(it.immediate as u32);
             at += 1;
             let mut jump =
                 |taken: bool| at = at.wrapping_add_signed(if taken { it.offset.into() } else { 0 });
             match it.code {
-                LOAD_WORD => registers[to] = context[it.offset as usize / 4],
+                LOAD_WORD => registers[to] = u64::from(context[it.offset as usize / 4]),
                 MOVE => registers[to] = immediate,
                 MOVE_REGISTER => registers[to] = registers[from],
                 AND => registers[to] &= immediate,
                 SHIFT_RIGHT => registers[to] >>= immediate,
+                SHIFT_LEFT => registers[to] = u64::from((registers[to] as u32) << immediate),
+                OR_REGISTER => registers[to] |= registers[from],
+                EXCLUSIVE_OR => registers[to] ^= immediate,
+                SUBTRACT_LONG => registers[to] = registers[to].wrapping_sub(immediate),
+                SHIFT_RIGHT_LONG => registers[to] >>= immediate,
                 JUMP_IF_EQUAL => jump(registers[to] == immediate),
                 JUMP_IF_NOT_EQUAL => jump(registers[to] != immediate),
-                EXIT => return registers[0],
+                EXIT => return registers[0] as u32,
                 code => panic!("unknown instruction {code:#x}"),
             }
         }
@@ -183,6 +250,59 @@ mod tests {
             assert_eq!(run(&program, context), u32::from(allowed), "{kind} {major}:{minor} {access}");
         }
         assert_eq!(run(&program, [(ACCESS_READ << 16 | TYPE_BLOCK) as u32, u32::MAX, 9]), 1);
+    }
+
+    /// What the specification says, rule by rule.
+    fn allowed(rules: &[DeviceRule], kind: DeviceKind, major: u32, minor: u32, access: i32) -> bool {
+        let speaks = |rule: &&DeviceRule, bit| {
+            let of = [(rule.read, ACCESS_READ), (rule.write, ACCESS_WRITE), (rule.mknod, ACCESS_MKNOD)];
+            rule.kind.is_none_or(|it| it == kind)
+                && rule.major.is_none_or(|it| it == major)
+                && rule.minor.is_none_or(|it| it == minor)
+                && of.iter().any(|(said, it)| *said && *it == bit)
+        };
+        let decides = |bit| rules.iter().rev().find(|rule| speaks(rule, bit)).is_some_and(|rule| rule.allow);
+        [ACCESS_READ, ACCESS_WRITE, ACCESS_MKNOD].into_iter().filter(|bit| access & bit != 0).all(decides)
+    }
+
+    #[test]
+    fn rules_that_are_neighbours_decide_as_each_would_alone() {
+        const KINDS: [DeviceKind; 2] = [DeviceKind::Character, DeviceKind::Block];
+        // Those of docker, and numbers that do not fit into the kernel's one.
+        let mut rules = vec![
+            rule(true, Some(KINDS[0]), None, None, "m"),
+            rule(true, Some(KINDS[1]), None, None, "m"),
+            rule(true, Some(KINDS[1]), Some(1 << 12), Some(3), "rwm"),
+            rule(true, Some(KINDS[1]), Some(1), Some(1 << 20), "rwm"),
+            rule(false, Some(KINDS[0]), Some(5), Some(1), "rw"),
+        ];
+        for (major, minor) in [(1, Some(3)), (1, Some(5)), (5, Some(2)), (136, None), (4095, Some(0xf_ffff))]
+        {
+            rules.push(rule(true, Some(KINDS[0]), Some(major), minor, "rwm"));
+        }
+        rules.push(rule(true, Some(KINDS[1]), Some(8), Some(0), "rwm"));
+        rules.push(rule(true, Some(KINDS[1]), Some(8), Some(1), "rwm"));
+        rules.push(rule(false, Some(KINDS[1]), Some(8), None, "w"));
+        let program = generate(&rules);
+        for kind in KINDS {
+            for major in [0, 1, 5, 8, 136, 4095, 4096] {
+                for minor in [0, 1, 2, 3, 5, 0xf_ffff, 1 << 20] {
+                    for access in 1..8 {
+                        let number = if kind == KINDS[0] { TYPE_CHARACTER } else { TYPE_BLOCK };
+                        let context = [(access << 16 | number) as u32, major, minor];
+                        // The kernel's own numbers have 12 and 20 bits; others match nothing, or what they are made of.
+                        if major < MAJOR_END && minor >> MINOR_BITS == 0 {
+                            let expected = u32::from(allowed(&rules, kind, major, minor, access));
+                            assert_eq!(
+                                run(&program, context),
+                                expected,
+                                "{kind:?} {major}:{minor} {access:#x}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub fn exec(
         namespaces::join(&target)?;
         // The mount namespace's root is the container's since it pivoted.
         let root = Tree::own_root().at(LaunchStage::Rootfs, || "opening the container's root".to_owned())?;
-        let account = user::find(&plan.process.user, &root, origin)?;
+        let account = user::find(&plan.process, &root, origin)?;
         let terminal =
             plan.process.terminal.map(|size| Terminal::open(&root, size, account.uid)).transpose()?;
         let master = process::settle(&plan.process, terminal, &root)?;

@@ -8,7 +8,7 @@ pub mod confine;
 pub mod container;
 mod copy_up;
 pub mod descriptors;
-mod device_program;
+pub mod device_program;
 mod devices;
 pub mod error;
 pub mod exec;

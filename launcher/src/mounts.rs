@@ -68,6 +68,23 @@ pub fn prepare(plan: &ContainerPlan, origin: Origin) -> Result<Ahead> {
     Ok(Ahead(all))
 }
 
+/// The container's cgroup as what is mounted for cgroup2: from a cgroup namespace that has its root there, it looks as a mount of
+/// its own would, and the kernel need not compare a new one with that of every other container. To be called before mounts are
+/// entered; where the directory is of no mount here, the container gets one of its own.
+pub fn see_cgroup(plan: &ContainerPlan, cgroup: &OwnedFd, ahead: Option<Ahead>) -> Option<Ahead> {
+    let seen = |mount: &Mount| mount.kind == MountKind::Cgroup2 && mount.id_mapping.is_none();
+    if plan.namespaces.cgroup != Namespace::Fresh || !plan.mounts.iter().any(seen) {
+        return ahead;
+    }
+    let mut all = ahead.map_or_else(|| plan.mounts.iter().map(|_| None).collect(), |ahead| ahead.0);
+    for (mount, detached) in plan.mounts.iter().zip(&mut all) {
+        if seen(mount) {
+            *detached = clone_mount(cgroup, false).ok();
+        }
+    }
+    Some(Ahead(all))
+}
+
 /// Whether something must be made ahead though the container has the starter's users.
 pub fn needs_preparation(plan: &ContainerPlan) -> bool {
     plan.mounts.iter().any(|mount| mount.id_mapping.is_some())
@@ -152,6 +169,12 @@ fn apply_one(mount: &Mount, root: &Tree, origin: Origin, detached: Option<OwnedF
         (MountKind::Proc { .. }, Some(proc)) => {
             refuse_links(path, root)?;
             place(proc, path, root)
+        }
+        (MountKind::Cgroup2, Some(cgroup)) => {
+            refuse_links(path, root)?;
+            let private = MountPropagationFlags::PRIVATE;
+            set_attributes(&cgroup, false, attributes, MountAttrFlags::MOUNT_ATTR__ATIME, private)?;
+            place(cgroup, path, root)
         }
         (_, Some(detached)) => place(detached, path, root),
         (MountKind::Tmpfs { data, copy_up }, None) => tmpfs(data, *copy_up, writable, path, root),

@@ -59,6 +59,12 @@ impl Tree {
             Err(error) if is_missing(&error) => {}
             found => return found,
         }
+        // Most often the last one alone is missing.
+        if let Some((parent, name)) = split_last(path)
+            && let Ok(parent) = self.open(parent, directory)
+        {
+            return make_child_directory(&parent, name);
+        }
         let mut here = self.open("/", directory)?;
         let mut walked = String::with_capacity(path.len());
         for name in components(path) {

@@ -4,7 +4,7 @@ use crate::accounts::{Account, GROUPS_MAX, home_of, resolve};
 use crate::check::{Origin, is_reserved};
 use crate::error::{Context, LaunchError, Result};
 use crate::tree::{Tree, is_missing};
-use nacre_protocols::init_launcher::{LaunchStage, User};
+use nacre_protocols::init_launcher::{LaunchStage, Process, User};
 use rustix::fs::{FileType, OFlags, fstat};
 use rustix::io::Errno;
 use std::fs::File;
@@ -15,11 +15,12 @@ const STAGE: LaunchStage = LaunchStage::User;
 const FILE_MAX: u64 = 1024 * 1024;
 
 /// The agent's plans reach no user of the guest's own processes.
-pub fn find(user: &User, root: &Tree, origin: Origin) -> Result<Account> {
-    let account = match user {
+pub fn find(process: &Process, root: &Tree, origin: Origin) -> Result<Account> {
+    let account = match &process.user {
         User::Ids { uid, gid, additional } => {
             // Only for a home: an image whose file is masked, or is none, has numbers all the same.
-            let passwd = read(root, "/etc/passwd").unwrap_or_default();
+            let has_home = process.env.iter().any(|entry| entry.starts_with("HOME="));
+            let passwd = if has_home { Vec::new() } else { read(root, "/etc/passwd").unwrap_or_default() };
             Account { uid: *uid, gid: *gid, groups: additional.clone(), home: home_of(*uid, &passwd) }
         }
         User::Named { name, additional } => {

@@ -163,6 +163,7 @@ impl Bench {
                 &format!("/sys/fs/cgroup/{id}"),
                 &self.path("filter"),
                 "/bin/true",
+                "devices",
             ];
             return vec![
                 [vec![peer.program.display().to_string()], words.map(str::to_owned).to_vec()].concat(),

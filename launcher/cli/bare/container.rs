@@ -1,5 +1,8 @@
 //! A container by the shortest way: everything trusted, nothing checked.
 
+use nacre_launcher::device_program;
+use nacre_protocols::init_launcher::{DeviceKind, DeviceRule};
+use nacre_sys::bpf::attach_device_program;
 use nacre_sys::exec::Command;
 use nacre_sys::fork::{Birth, fork};
 use nacre_sys::link::bring_loopback_up;
@@ -18,7 +21,7 @@ use rustix::thread::{
 };
 use std::ffi::CString;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 const SAFE: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 const MASKED: &[&str] = &[
@@ -54,7 +57,7 @@ const LINKS: &[(&str, &str)] = &[
 /// What docker gives (`CAP_CHOWN` … `CAP_AUDIT_WRITE`).
 const CAPABILITIES: u64 = 0xa804_25fb;
 
-pub fn run(rootfs: &str, cgroup: &str, filter: &str, command: &str) -> io::Result<u8> {
+pub fn run(rootfs: &str, cgroup: &str, filter: &str, command: &str, restrict: bool) -> io::Result<u8> {
     let filter = read_filter(filter)?;
     mkdirat(CWD, cgroup, Mode::from_raw_mode(0o755))?;
     let directory = open(cgroup, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
@@ -68,7 +71,8 @@ pub fn run(rootfs: &str, cgroup: &str, filter: &str, command: &str) -> io::Resul
         cgroup: Some(directory.as_fd()),
         sibling: false,
     };
-    let child = fork(&birth, || match become_container(rootfs, &filter, command) {
+    let restricted = restrict.then_some(&directory);
+    let child = fork(&birth, || match become_container(rootfs, &filter, command, restricted) {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("bare-container: {error}");
@@ -81,7 +85,12 @@ pub fn run(rootfs: &str, cgroup: &str, filter: &str, command: &str) -> io::Resul
 }
 
 /// Comes back only with an error.
-fn become_container(rootfs: &str, filter: &[Instruction], command: &str) -> io::Result<()> {
+fn become_container(
+    rootfs: &str,
+    filter: &[Instruction],
+    command: &str,
+    restricted: Option<&OwnedFd>,
+) -> io::Result<()> {
     bring_loopback_up()?;
     rustix::process::umask(Mode::empty());
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
@@ -93,6 +102,9 @@ fn become_container(rootfs: &str, filter: &[Instruction], command: &str) -> io::
     }
     for (target, path) in LINKS {
         symlink(*target, *path)?;
+    }
+    if let Some(cgroup) = restricted {
+        attach_device_program(cgroup, &device_program::generate(&device_rules()))?;
     }
     covers()?;
     rustix::process::pivot_root(".", ".")?;
@@ -149,6 +161,24 @@ fn covers() -> io::Result<()> {
         mount_remount(place, MountFlags::BIND | MountFlags::RDONLY | SAFE, "")?;
     }
     Ok(())
+}
+
+/// Docker's: nodes may be made, and those of above and terminals used.
+fn device_rules() -> Vec<DeviceRule> {
+    let all = DeviceRule {
+        allow: true,
+        kind: Some(DeviceKind::Character),
+        major: None,
+        minor: None,
+        read: true,
+        write: true,
+        mknod: true,
+    };
+    let own = DEVICES.iter().map(|(_, major, minor)| (*major, Some(*minor)));
+    let used = own.chain([(5, Some(2)), (136, None)]);
+    let mut rules = vec![DeviceRule { kind: None, read: false, write: false, ..all }];
+    rules.extend(used.map(|(major, minor)| DeviceRule { major: Some(major), minor, ..all }));
+    rules
 }
 
 /// `struct sock_filter`s, one behind the other, in this machine's byte order.

@@ -1,7 +1,8 @@
 //! What benches compare launchers with, as small as it can be.
 //!
-//! `bare-container run ROOTFS CGROUP FILTER COMMAND`: the system calls that a container with docker's defaults takes, and nothing
-//! else: no configuration, no state, no checks, every path trusted. FILTER is a seccomp program as the kernel takes it.
+//! `bare-container run ROOTFS CGROUP FILTER COMMAND [devices]`: the system calls that a container with docker's defaults takes, and
+//! nothing else: no configuration, no state, no checks, every path trusted. FILTER is a seccomp program as the kernel takes it.
+//! With `devices`, those that it has are the only ones that can be used.
 //! It is no launcher: whatever it is pointed at, it believes. That makes it the victim that the attacks of
 //! `launcher/cli/tests` are shown to work on, too.
 //!
@@ -24,14 +25,17 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         // Executed by itself, as `/proc/self/exe` in a container: whoever plays an attack needs it to stay.
         [] => std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).map(|_| 0),
-        ["run", rootfs, cgroup, filter, command] => container::run(rootfs, cgroup, filter, command),
+        ["run", rootfs, cgroup, filter, command] => container::run(rootfs, cgroup, filter, command, false),
+        ["run", rootfs, cgroup, filter, command, "devices"] => {
+            container::run(rootfs, cgroup, filter, command, true)
+        }
         ["meter", times, steps @ ..] => {
             peers::pretend_to_raise_locked_memory().and_then(|()| meter::meter(times, steps))
         }
         ["peer", program, arguments @ ..] => peers::pretend_to_raise_locked_memory()
             .and_then(|()| Err(std::process::Command::new(program).args(arguments).exec())),
         _ => Err(std::io::Error::other(
-            "usage: bare-container run ROOTFS CGROUP FILTER COMMAND | meter TIMES STEP… [';' STEP…]",
+            "usage: bare-container run ROOTFS CGROUP FILTER COMMAND [devices] | meter TIMES STEP… [';' STEP…]",
         )),
     };
     match result {

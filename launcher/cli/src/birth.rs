@@ -6,7 +6,7 @@ use nacre_launcher::status::StatusSocket;
 use nacre_protocols::frame;
 use nacre_protocols::init_launcher::{LaunchFailure, LaunchStage, STATUS_MAX, Status};
 use nacre_sys::seqpacket;
-use rustix::io::Errno;
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -87,12 +87,17 @@ pub fn write_pid_file(path: &Path, pid: u32) -> Result<()> {
 /// program opens or closes.
 pub fn take_descriptors(count: u8) -> Result<Vec<OwnedFd>> {
     let numbers: Vec<i32> = (3..3 + i32::from(count)).collect();
-    let taken = nacre_sys::exec::take_over(&numbers).doing(|| "taking over descriptors".to_owned())?;
+    let doing = || "taking over descriptors".to_owned();
+    let taken = nacre_sys::exec::take_over(&numbers).doing(doing)?;
     let mut all = Vec::with_capacity(taken.len());
     for (number, fd) in numbers.into_iter().zip(taken) {
         all.push(
             fd.ok_or_else(|| refused(format!("--preserve-fds {count}: descriptor {number} is not open")))?,
         );
+    }
+    // What this program opens must not lie where they will be put in the end: the places stay taken until then.
+    for (fd, number) in all.iter().zip(3..) {
+        std::mem::forget(fcntl_dupfd_cloexec(fd, number).doing(doing)?);
     }
     Ok(all)
 }

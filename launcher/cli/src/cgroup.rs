@@ -3,7 +3,8 @@
 
 use crate::error::{Context, Result, refused};
 use rustix::fs::{CWD, Mode, OFlags, open, statfs};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -121,7 +122,11 @@ fn missing_controller(name: &str, here: &Path) -> String {
 }
 
 fn read_words(file: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(file).doing(|| format!("reading {}", file.display()))?;
+    // The names of all controllers there are; the kernel gives them at once.
+    let mut buffer = [0; 1024];
+    let read = || File::open(file)?.read(&mut buffer);
+    let length = { read }().doing(|| format!("reading {}", file.display()))?;
+    let text = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default());
     Ok(text.split_whitespace().map(str::to_owned).collect())
 }
 
@@ -195,14 +200,17 @@ fn collect(directory: &Path, depth: usize, all: &mut Vec<u32>) -> io::Result<()>
     Ok(())
 }
 
+/// Removes it if nobody is in it and nothing beneath; true also if it is gone already.
+pub fn remove_empty(path: &str) -> Result<bool> {
+    match std::fs::remove_dir(full(root()?, path)) {
+        Err(error) => Ok(error.kind() == io::ErrorKind::NotFound),
+        Ok(()) => Ok(true),
+    }
+}
+
 /// Waits until nobody is left in it, and removes it with what the container made beneath. Nothing to do if it is gone.
 pub fn remove(path: &str) -> Result<()> {
     let whole = full(root()?, path);
-    // At once in the usual case: the container is gone, and made no cgroups.
-    match std::fs::remove_dir(&whole) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {}
-        _ => return Ok(()),
-    }
     wait_for(
         || field(path, "cgroup.events", "populated").is_none_or(|populated| populated == 0),
         || format!("processes are left in cgroup {path}"),

@@ -4,13 +4,12 @@ use crate::args::{Words, unknown, unsupported};
 use crate::birth::{Told, life, listen, send_console, take_descriptors, write_pid_file};
 use crate::clock;
 use crate::config::Bundle;
-use crate::error::{Context, Result, refused};
+use crate::error::{CliError, Context, Result, refused};
 use crate::state::{Record, Store, born_and_alive, require_id};
 use crate::{cgroup, foreground, hooks, lifecycle, own_binary};
 use nacre_launcher::check::{Checked, Origin};
 use nacre_launcher::container::{Given, create};
 use nacre_launcher::status::StatusSocket;
-use nacre_plan::oci;
 use nacre_protocols::init_launcher::{CgroupLimits, ContainerPlan, Missing, Namespace, fd};
 use nacre_sys::fork::{Birth, fork};
 use nacre_sys::process::{Child, PidNamespace};
@@ -20,6 +19,9 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::UnshareFlags;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
+
+/// What reading a bundle with a usual seccomp profile takes, in bytes.
+const HEAP: usize = 88 * 1024;
 
 #[derive(Debug, Default)]
 pub struct Options {
@@ -73,30 +75,40 @@ pub fn preserved(count: u8) -> Result<u8> {
     Ok(count)
 }
 
-/// A container whose first process waits at its gate.
-struct Waiting {
-    record: Record,
+/// A first process, and what leads to it.
+struct Born {
     child: Child,
     /// Our end of its status socket.
     status: OwnedFd,
-    gate: OwnedFd,
+    /// Its gate, while it is closed.
+    gate: Option<OwnedFd>,
+}
+
+/// A container that is ready.
+struct Waiting {
+    record: Record,
+    born: Born,
     master: Option<OwnedFd>,
 }
 
 pub fn create_command(store: &Store, words: Vec<String>) -> Result<u8> {
     let options = Options::read(words, false)?;
-    let waiting = make(store, &options)?;
+    let waiting = make(store, &options, |_| false)?;
     finish(store, &options, waiting)?;
     Ok(0)
 }
 
 pub fn run_command(store: &Store, words: Vec<String>) -> Result<u8> {
     let options = Options::read(words, true)?;
-    let waiting = make(store, &options)?;
-    let (record, child, status, gate, master) = finish(store, &options, waiting)?;
+    // Where nobody is handed anything before the command runs, nobody has to wait for it either.
+    let at_once = |plan: &ContainerPlan| {
+        plan.process.terminal.is_none() && !plan.hooks.pause && options.pid_file.is_none()
+    };
+    let waiting = make(store, &options, at_once)?;
+    let (record, Born { child, status, gate, .. }, master) = finish(store, &options, waiting)?;
     let id = record.id.clone();
-    let started = open_gate(&gate, &status);
-    drop((gate, status));
+    let started = open_gate(gate, &status);
+    drop(status);
     if let Err(error) = started {
         let _ = lifecycle::destroy(store, &record);
         return Err(error);
@@ -107,14 +119,20 @@ pub fn run_command(store: &Store, words: Vec<String>) -> Result<u8> {
     }
     let code = foreground::wait(&child, master)?;
     if !options.keep {
-        lifecycle::destroy(store, &store.read(&id)?)?;
+        match store.read(&id) {
+            // Somebody else was faster.
+            Err(CliError::NoSuchContainer(_)) => {}
+            record => lifecycle::destroy(store, &record?)?,
+        }
     }
     Ok(code)
 }
 
-/// Opens the gate and waits until the command is executed.
-fn open_gate(gate: &OwnedFd, status: &OwnedFd) -> Result<()> {
-    rustix::io::write(gate, b"g").doing(|| "opening the start gate".to_owned())?;
+/// Opens the gate, if it is not open yet, and waits until the command is executed.
+fn open_gate(gate: Option<OwnedFd>, status: &OwnedFd) -> Result<()> {
+    if let Some(gate) = gate {
+        rustix::io::write(&gate, b"g").doing(|| "opening the start gate".to_owned())?;
+    }
     match listen(status)? {
         Told::Closed => Ok(()),
         Told::Failed(failure) => Err(refused(failure.message)),
@@ -122,9 +140,11 @@ fn open_gate(gate: &OwnedFd, status: &OwnedFd) -> Result<()> {
     }
 }
 
-/// Everything up to the gate. What fails leaves nothing behind.
-fn make(store: &Store, options: &Options) -> Result<Waiting> {
+/// Everything up to the gate, which is opened as soon as the process is born and known if `at_once` says so. What fails leaves
+/// nothing behind.
+fn make(store: &Store, options: &Options, at_once: impl FnOnce(&ContainerPlan) -> bool) -> Result<Waiting> {
     own_binary::protect()?;
+    nacre_sys::malloc::populate(HEAP);
     let inherited = take_descriptors(options.preserve)?;
     let bundle = Bundle::read(&options.bundle)?;
     let described = bundle.spec.process.as_ref();
@@ -151,21 +171,29 @@ fn make(store: &Store, options: &Options) -> Result<Waiting> {
         hooks: bundle.spec.hooks.clone(),
         ..Record::default()
     };
-    store.add(&record)?;
-    match bear(&plan, &record, inherited) {
-        Ok((child, status, gate, reader_number, pipe, master)) => {
-            record.pid = child.pid;
-            record.born = born_and_alive(child.pid).map_or(0, |(born, _)| born);
-            record.gate = (reader_number, pipe);
-            record.seccomp = plan.process.seccomp.as_ref().map(crate::exec::seccomp_to_hex);
-            record.linux = shared_by_all(linux);
-            record.process = bundle.spec.process.clone().unwrap_or_default();
-            if let Err(error) = store.replace(&record) {
-                let _ = lifecycle::destroy(store, &record);
-                return Err(error);
+    let mut entry = store.add(&record)?;
+    let at_once = at_once(&plan);
+    let attempt = || -> Result<(Born, Option<OwnedFd>)> {
+        let mut born = bear(&plan, &mut record, inherited)?;
+        record.seccomp = plan.process.seccomp.as_ref().map(crate::exec::seccomp_to_hex);
+        record.personality = linux.and_then(|linux| linux.personality.clone());
+        record.memory_policy = linux.and_then(|linux| linux.memory_policy.clone());
+        record.process = bundle.spec.process.clone().unwrap_or_default();
+        if at_once {
+            entry.write(&record)?;
+            if let Some(gate) = born.gate.take() {
+                // If it has failed already, it says so below.
+                let _ = rustix::io::write(&gate, b"g");
             }
-            Ok(Waiting { record, child, status, gate, master })
         }
+        let master = await_ready(&born, &record)?;
+        if !at_once {
+            entry.write(&record)?;
+        }
+        Ok((born, master))
+    };
+    match attempt() {
+        Ok((born, master)) => Ok(Waiting { record, born, master }),
         Err(error) => {
             let _ = lifecycle::destroy(store, &record);
             Err(error)
@@ -173,26 +201,14 @@ fn make(store: &Store, options: &Options) -> Result<Waiting> {
     }
 }
 
-fn shared_by_all(linux: Option<&oci::Linux>) -> oci::Linux {
-    linux.map_or_else(oci::Linux::default, |linux| oci::Linux {
-        personality: linux.personality.clone(),
-        memory_policy: linux.memory_policy.clone(),
-        ..Default::default()
-    })
-}
-
-type Parts = (Child, OwnedFd, OwnedFd, i32, String, Option<OwnedFd>);
-
-fn bear(plan: &Checked<Box<ContainerPlan>>, record: &Record, inherited: Vec<OwnedFd>) -> Result<Parts> {
+/// Starts the first process, and writes its number and its gate into `record`.
+fn bear(plan: &Checked<Box<ContainerPlan>>, record: &mut Record, inherited: Vec<OwnedFd>) -> Result<Born> {
     let needed = controllers(&plan.cgroup);
     let cgroup = cgroup::make(&record.cgroup, &needed)?;
     let (ours, theirs) = seqpacket::pair().doing(|| "making the status socket".to_owned())?;
     let (gate, gate_writer) = pipe_with(PipeFlags::CLOEXEC).doing(|| "making the start gate".to_owned())?;
-    let number = gate.as_raw_fd();
-    let pipe = format!(
-        "pipe:[{}]",
-        rustix::fs::fstat(&gate).doing(|| "looking at the start gate".to_owned())?.st_ino
-    );
+    let pipe = rustix::fs::fstat(&gate).doing(|| "looking at the start gate".to_owned())?.st_ino;
+    record.gate = (gate.as_raw_fd(), format!("pipe:[{pipe}]"));
     let directory = cgroup.try_clone().doing(|| "keeping the cgroup".to_owned())?;
     let status = StatusSocket::new(theirs);
     let joined = match &plan.namespaces.pid {
@@ -220,29 +236,31 @@ fn bear(plan: &Checked<Box<ContainerPlan>>, record: &Record, inherited: Vec<Owne
         })
     })
     .doing(|| "starting the container's first process".to_owned())?;
-    // Its end is ours no more: the socket closes when the child's is closed.
-    drop(status);
-    let mut told = listen(&ours)?;
+    record.pid = child.pid;
+    record.born = born_and_alive(child.pid).map_or(0, |(born, _)| born);
+    // The status socket's other end is ours no more: it closes when the child's is closed.
+    Ok(Born { child, status: ours, gate: Some(gate_writer) })
+}
+
+/// Runs the hooks that are to run before the root changes, and waits until all is done but the command. Gives the master of
+/// its terminal.
+fn await_ready(born: &Born, record: &Record) -> Result<Option<OwnedFd>> {
+    let mut told = listen(&born.status)?;
     if matches!(told, Told::Prepared) {
-        if let Err(error) =
-            record.hooks.as_ref().map_or(Ok(()), |it| hooks::before_create(record, child.pid, it))
-        {
-            let _ = nacre_sys::process::signal(child.pidfd.as_fd(), nacre_sys::signals::SIGKILL);
-            let _ = nacre_sys::usage::wait(Some(child.pid));
-            return Err(error);
+        if let Some(wanted) = &record.hooks {
+            hooks::before_create(record, wanted)?;
         }
-        rustix::io::write(&gate_writer, b"g").doing(|| "letting the container go on".to_owned())?;
-        told = listen(&ours)?;
+        if let Some(gate) = &born.gate {
+            rustix::io::write(gate, b"g").doing(|| "letting the container go on".to_owned())?;
+        }
+        told = listen(&born.status)?;
     }
     match told {
         Told::Prepared => Err(refused("the child reported twice")),
-        Told::Ready(master) => Ok((child, ours, gate_writer, number, pipe, master)),
-        Told::Failed(failure) => {
-            let _ = nacre_sys::usage::wait(Some(child.pid));
-            Err(refused(failure.message))
-        }
+        Told::Ready(master) => Ok(master),
+        Told::Failed(failure) => Err(refused(failure.message)),
         Told::Closed => {
-            let ended = nacre_sys::usage::wait(Some(child.pid)).ok().flatten();
+            let ended = nacre_sys::usage::wait(Some(born.child.pid)).ok().flatten();
             let code = ended.map_or(0, |ended| ended.code);
             let memory =
                 cgroup::field(&record.cgroup, "memory.events", "oom_kill").is_some_and(|kills| kills > 0);
@@ -266,11 +284,9 @@ pub fn controllers(limits: &CgroupLimits) -> Vec<&str> {
     all
 }
 
-type Finished = (Record, Child, OwnedFd, OwnedFd, Option<OwnedFd>);
-
 /// Hands out what the caller waits for: terminal, then the pid.
-fn finish(store: &Store, options: &Options, waiting: Waiting) -> Result<Finished> {
-    let Waiting { record, child, status, gate, mut master } = waiting;
+fn finish(store: &Store, options: &Options, waiting: Waiting) -> Result<(Record, Born, Option<OwnedFd>)> {
+    let Waiting { record, born, mut master } = waiting;
     let mut hand_out = || -> Result<()> {
         if let (Some(socket), Some(terminal)) = (&options.console_socket, &master) {
             send_console(socket, terminal)?;
@@ -279,7 +295,7 @@ fn finish(store: &Store, options: &Options, waiting: Waiting) -> Result<Finished
         options.pid_file.as_ref().map_or(Ok(()), |file| write_pid_file(file, record.pid))
     };
     match hand_out() {
-        Ok(()) => Ok((record, child, status, gate, master)),
+        Ok(()) => Ok((record, born, master)),
         Err(error) => {
             let _ = lifecycle::destroy(store, &record);
             Err(error)

@@ -137,11 +137,16 @@ pub fn command(store: &Store, words: Vec<String>) -> Result<u8> {
     let target = target.doing(|| format!("opening the container's first process {}", record.pid))?;
     let document = options.document(&record)?;
     let seccomp = record.seccomp.as_ref().map(seccomp_from_hex).transpose()?;
+    let container = oci::Linux {
+        personality: record.personality.clone(),
+        memory_policy: record.memory_policy.clone(),
+        ..oci::Linux::default()
+    };
     let input = nacre_plan::Exec {
         process: &document,
         user: None,
         seccomp,
-        container: Some(&record.linux),
+        container: Some(&container),
         place: nacre_plan::Place::Host,
     };
     let plan = nacre_plan::exec(input).map_err(|error| refused(error.to_string()))?;

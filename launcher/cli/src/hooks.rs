@@ -6,10 +6,9 @@ use nacre_plan::oci;
 use nacre_protocols::init_launcher::StateText;
 
 /// While the container's process waits before its root changes.
-pub fn before_create(record: &Record, pid: u32, hooks: &oci::Hooks) -> Result<()> {
-    let record = Record { pid, ..record.clone() };
-    run("prestart", &hooks.prestart, &record, Status::Creating)?;
-    run("createRuntime", &hooks.create_runtime, &record, Status::Creating)
+pub fn before_create(record: &Record, hooks: &oci::Hooks) -> Result<()> {
+    run("prestart", &hooks.prestart, record, Status::Creating)?;
+    run("createRuntime", &hooks.create_runtime, record, Status::Creating)
 }
 
 /// The command runs already: what fails is told, and changes nothing.

@@ -136,7 +136,9 @@ pub fn destroy(store: &Store, record: &Record) -> Result<()> {
             wait_on(&target, PollFlags::IN, END_MAX);
         }
     }
-    if record.cgroup_is_ours && !record.cgroup.is_empty() && cgroup::file(&record.cgroup, "")?.exists() {
+    let is_there = record.cgroup_is_ours && !record.cgroup.is_empty();
+    // At once in the usual case: the container is gone, and made no cgroups.
+    if is_there && !cgroup::remove_empty(&record.cgroup)? {
         if cgroup::field(&record.cgroup, "cgroup.events", "populated") == Some(1) {
             cgroup::kill(&record.cgroup)?;
         }

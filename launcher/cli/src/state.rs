@@ -1,19 +1,22 @@
-//! The record of a container: one JSON file in `--root`, which appears, changes and goes at once.
+//! The record of a container: one file in `--root`, with a line of JSON when its id is taken and another when its process waits
+//! at its gate. The last whole line counts, so whoever reads meanwhile, or after a crash, reads what was true before.
 //!
 //! What the kernel knows better is not in it: whether the process lives, waits at its gate or is frozen is asked each time,
 //! so a record cannot be wrong about it, whoever crashed.
 
 use crate::error::{CliError, Context, Result, refused};
 use nacre_plan::oci;
-use rustix::fs::{CWD, Mode, OFlags, RenameFlags, open, renameat_with};
+use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// Longest record, in bytes.
-const RECORD_MAX: u64 = 4 * 1024 * 1024;
+/// Longest record, in bytes: two lines of what can be as long as a `config.json`.
+const RECORD_MAX: u64 = 8 * 1024 * 1024;
 
 /// The version of the specification that this launcher follows.
 pub const OCI_VERSION: &str = "1.3.0";
@@ -41,8 +44,9 @@ pub struct Record {
     /// The container's seccomp program in hex, eight bytes an instruction, and the flags for loading it.
     pub seccomp: Option<(String, u32)>,
     pub hooks: Option<oci::Hooks>,
-    /// Personality and memory policy, which count for every process; nothing else.
-    pub linux: oci::Linux,
+    /// These count for every process.
+    pub personality: Option<oci::Personality>,
+    pub memory_policy: Option<oci::MemoryPolicy>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,17 +78,29 @@ impl Store {
         Self(root.to_owned())
     }
 
-    /// Writes the record of a container that has none yet.
-    pub fn add(&self, record: &Record) -> Result<()> {
-        self.write(record, RenameFlags::NOREPLACE).map_err(|error| match error {
-            Errno::EXIST => refused(format!("container {:?} exists already", record.id)),
-            error => self.failed("writing the state of", &record.id, error),
-        })
-    }
-
-    pub fn replace(&self, record: &Record) -> Result<()> {
-        self.write(record, RenameFlags::empty())
-            .map_err(|error| self.failed("writing the state of", &record.id, error))
+    /// Takes the id of a container that has no record yet.
+    pub fn add(&self, record: &Record) -> Result<Entry> {
+        let create = || {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::APPEND | OFlags::CLOEXEC;
+            open(self.path(&record.id), flags, Mode::from_raw_mode(0o600))
+        };
+        let made = match create() {
+            Err(Errno::NOENT) => {
+                let folder = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0);
+                folder.doing(|| format!("making {}", self.0.display()))?;
+                create()
+            }
+            made => made,
+        };
+        let file = match made {
+            Err(Errno::EXIST) => return Err(refused(format!("container {:?} exists already", record.id))),
+            made => made.doing(|| format!("taking the id {} in {}", record.id, self.0.display()))?,
+        };
+        let mut entry = Entry(File::from(file));
+        match entry.write(record) {
+            Ok(()) => Ok(entry),
+            Err(error) => self.remove(&record.id).and(Err(error)),
+        }
     }
 
     pub fn read(&self, id: &str) -> Result<Record> {
@@ -98,7 +114,13 @@ impl Store {
         if text.len() as u64 > RECORD_MAX {
             return Err(refused(format!("the state of {id} is longer than {RECORD_MAX} bytes")));
         }
-        serde_json::from_slice(&text).map_err(|error| refused(format!("the state of {id}: {error}")))
+        match last_line(&text) {
+            // Just taken, or by somebody who died at once: nothing of the container is there yet.
+            None => Ok(Record { id: id.to_owned(), ..Record::default() }),
+            Some(line) => {
+                oci::from_json(line).map_err(|error| refused(format!("the state of {id}: {error}")))
+            }
+        }
     }
 
     /// Nothing to do if there is none.
@@ -133,34 +155,24 @@ impl Store {
     fn path(&self, id: &str) -> PathBuf {
         self.0.join(format!("{id}.json"))
     }
+}
 
-    fn write(&self, record: &Record, flags: RenameFlags) -> std::result::Result<(), Errno> {
-        let text = serde_json::to_vec(record).map_err(|_| Errno::INVAL)?;
-        // Two writers at once have two files, and the last to rename has written.
-        let draft = self.0.join(format!(".{}.{}", record.id, std::process::id()));
-        let create = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
-        let file = match open(&draft, create, Mode::from_raw_mode(0o600)) {
-            Err(Errno::NOENT) => {
-                std::fs::create_dir_all(&self.0).map_err(errno)?;
-                open(&draft, create, Mode::from_raw_mode(0o600))?
-            }
-            file => file?,
-        };
-        std::fs::File::from(file).write_all(&text).map_err(errno)?;
-        let renamed = renameat_with(CWD, &draft, CWD, self.path(&record.id), flags);
-        if renamed.is_err() {
-            let _ = rustix::fs::unlink(&draft);
-        }
-        renamed
-    }
+/// The open file of a record that is being made.
+pub struct Entry(File);
 
-    fn failed(&self, doing: &str, id: &str, error: Errno) -> CliError {
-        CliError::System { doing: format!("{doing} {id} in {}", self.0.display()), source: error.into() }
+impl Entry {
+    /// Replaces what was true before.
+    pub fn write(&mut self, record: &Record) -> Result<()> {
+        let mut line = serde_json::to_vec(record).map_err(|error| refused(error.to_string()))?;
+        line.push(b'\n');
+        self.0.write_all(&line).doing(|| format!("writing the state of {}", record.id))
     }
 }
 
-fn errno(error: std::io::Error) -> Errno {
-    Errno::from_io_error(&error).unwrap_or(Errno::IO)
+/// Of those that end; one that does not was never written whole.
+fn last_line(text: &[u8]) -> Option<&[u8]> {
+    let end = text.iter().rposition(|byte| *byte == b'\n')?;
+    text.get(..end)?.rsplit(|byte| *byte == b'\n').next()
 }
 
 /// Ids become names of files.
@@ -223,7 +235,10 @@ impl Record {
 
 /// When a process was born, in clock ticks, and whether it has not ended (proc_pid_stat(5)).
 pub fn born_and_alive(pid: u32) -> Option<(u64, bool)> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Some fifty numbers; proc gives them at once.
+    let mut buffer = [0; 2048];
+    let length = File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut buffer).ok()?;
+    let text = String::from_utf8_lossy(buffer.get(..length)?);
     // The name is in parentheses and may hold any character but is followed by the last of them.
     let (_, rest) = text.rsplit_once(") ")?;
     let mut fields = rest.split(' ');
@@ -231,4 +246,44 @@ pub fn born_and_alive(pid: u32) -> Option<(u64, bool)> {
     // Field 22; the state is field 3.
     let born = fields.nth(18)?.parse().ok()?;
     Some((born, !matches!(state, "Z" | "X")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(pid: u32) -> Record {
+        Record { id: "box".into(), pid, cgroup: "/box".into(), ..Record::default() }
+    }
+
+    #[test]
+    fn what_was_written_last_and_whole_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(&folder.path().join("made/on/demand"));
+        assert!(matches!(store.read("box"), Err(CliError::NoSuchContainer(_))));
+        let mut entry = store.add(&record(0)).unwrap();
+        assert!(store.add(&record(0)).is_err_and(|error| error.to_string().contains("exists already")));
+        assert_eq!(store.read("box").unwrap(), record(0));
+        entry.write(&record(7)).unwrap();
+        assert_eq!(store.read("box").unwrap(), record(7));
+        // Somebody died while writing.
+        entry.0.write_all(b"{\"id\":\"bo").unwrap();
+        assert_eq!(store.read("box").unwrap(), record(7));
+        std::fs::write(store.path("box"), "").unwrap();
+        assert_eq!(store.read("box").unwrap(), Record { id: "box".into(), ..Record::default() });
+        assert_eq!(store.all().unwrap().len(), 1);
+        store.remove("box").unwrap();
+        store.remove("box").unwrap();
+        assert_eq!(store.all().unwrap(), []);
+    }
+
+    #[test]
+    fn a_process_is_told_from_another_of_the_same_number() {
+        let (born, alive) = born_and_alive(std::process::id()).unwrap();
+        assert!(alive);
+        let own = Record { pid: std::process::id(), born, ..Record::default() };
+        assert!(own.is_alive());
+        assert!(!Record { born: born + 1, ..own }.is_alive());
+        assert_eq!(born_and_alive(0), None);
+    }
 }

@@ -58,13 +58,13 @@ fn node(device: &oci::Device) -> Result<DeviceNode, PlanError> {
 pub fn rules(resources: Option<&oci::Resources>) -> Result<Vec<DeviceRule>, PlanError> {
     let described = resources.map_or(&[][..], |resources| &resources.devices);
     at_most("linux.resources.devices", described.len(), DEVICES_MAX / 2)?;
-    let mut all = vec![make_any(DeviceKind::Character), make_any(DeviceKind::Block)];
+    let mut all = vec![MAKE_ANY];
     for rule in described {
         let rule = self::rule(rule)?;
         // Denying everything is where every list begins.
         let is_everything = rule.kind.is_none() && rule.major.is_none() && rule.minor.is_none();
         if is_everything && !rule.allow && rule.read && rule.write && rule.mknod {
-            all.truncate(2);
+            all.truncate(1);
         } else {
             all.push(rule);
         }
@@ -83,17 +83,8 @@ pub fn rules(resources: Option<&oci::Resources>) -> Result<Vec<DeviceRule>, Plan
 }
 
 /// A node may be made without a right to open it.
-fn make_any(kind: DeviceKind) -> DeviceRule {
-    DeviceRule {
-        allow: true,
-        kind: Some(kind),
-        major: None,
-        minor: None,
-        read: false,
-        write: false,
-        mknod: true,
-    }
-}
+const MAKE_ANY: DeviceRule =
+    DeviceRule { allow: true, kind: None, major: None, minor: None, read: false, write: false, mknod: true };
 
 fn rule(rule: &oci::DeviceRule) -> Result<DeviceRule, PlanError> {
     let invalid = |reason: String| PlanError::invalid("linux.resources.devices", reason);
@@ -203,7 +194,7 @@ mod tests {
             access: "rwm".into(),
         };
         let before = oci::Resources { devices: vec![rule(true, "a")], ..Default::default() };
-        assert!(rules(Some(&before)).unwrap().iter().any(|rule| rule.kind.is_none()));
+        assert!(rules(Some(&before)).unwrap().iter().any(|rule| rule.kind.is_none() && rule.read));
         let after = oci::Resources { devices: vec![rule(true, "a"), rule(false, "a")], ..Default::default() };
         assert_eq!(rules(Some(&after)).unwrap(), rules(None).unwrap());
     }

@@ -34,10 +34,9 @@ pub fn program(
     at_most("linux.seccomp.flags", profile.flags.len(), LIST_MAX)?;
     let listener = listener(profile, place, state)?;
     let default = action(&profile.default_action, profile.default_errno_ret)?;
-    let table = Numbers::new(CALLS);
-    let (calls, last) = calls(profile, default, &table)?;
+    let (calls, last) = calls(profile, default, &Numbers::NATIVE)?;
     let foreign = match has_32_bit(&profile.architectures)? {
-        true => Some((AUDIT_ARCH_I386, self::calls(profile, default, &Numbers::new(CALLS_I386))?.0)),
+        true => Some((AUDIT_ARCH_I386, self::calls(profile, default, &Numbers::I386)?.0)),
         false => None,
     };
     let fails = default == Action::errno(EPERM);
@@ -134,6 +133,8 @@ fn calls(
                 let field = "linux.seccomp.syscalls, with their names and conditions,";
                 return Err(PlanError::TooMany { field, limit: SECCOMP_MAX });
             }
+            // Most calls have one, and there are hundreds.
+            clauses.reserve_exact(alternatives.len());
             clauses.extend(
                 alternatives.iter().map(|conditions| Clause { conditions: conditions.clone(), action }),
             );
@@ -142,25 +143,75 @@ fn calls(
     Ok((calls, last))
 }
 
-/// Names in their order, so that a name is found by halving.
-struct Numbers(Vec<(&'static str, u32)>);
+/// A table of calls, with an index by name that was made when this was compiled: a profile has hundreds of names.
+struct Numbers {
+    table: &'static str,
+    index: &'static [Slot; SLOTS],
+}
+
+/// Where a name begins in the table, never at its very beginning, and its number. The next free slot is taken by the second name of
+/// one hash.
+#[derive(Clone, Copy)]
+struct Slot {
+    at: u16,
+    number: u16,
+}
+
+const SLOTS: usize = 1024;
+static NATIVE_INDEX: [Slot; SLOTS] = index(CALLS.as_bytes());
+static I386_INDEX: [Slot; SLOTS] = index(CALLS_I386.as_bytes());
 
 impl Numbers {
-    fn new(table: &'static str) -> Self {
-        let mut all: Vec<_> = table.lines().filter_map(parse_line).collect();
-        all.sort_unstable();
-        Self(all)
-    }
+    const NATIVE: Self = Self { table: CALLS, index: &NATIVE_INDEX };
+    const I386: Self = Self { table: CALLS_I386, index: &I386_INDEX };
 
     fn of(&self, name: &str) -> Option<u32> {
-        let at = self.0.binary_search_by_key(&name, |(name, _)| name).ok()?;
-        self.0.get(at).map(|(_, number)| *number)
+        let mut slot = name.bytes().fold(HASH_START, hash) as usize % SLOTS;
+        loop {
+            let found = self.index.get(slot).filter(|slot| slot.at != 0)?;
+            let rest = self.table.as_bytes().get(found.at.into()..)?.strip_prefix(name.as_bytes());
+            let ends = rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'\n')));
+            if ends && !name.contains('\n') {
+                return Some(found.number.into());
+            }
+            slot = (slot + 1) % SLOTS;
+        }
     }
 }
 
-fn parse_line(line: &'static str) -> Option<(&'static str, u32)> {
-    let (number, name) = line.split_once(' ')?;
-    Some((name, number.parse().ok()?))
+/// FNV-1a.
+const HASH_START: u32 = 0x811c_9dc5;
+
+const fn hash(before: u32, byte: u8) -> u32 {
+    (before ^ byte as u32).wrapping_mul(0x0100_0193)
+}
+
+/// Of a table of lines `number name`. When this is compiled it may index as it likes.
+const fn index(table: &[u8]) -> [Slot; SLOTS] {
+    assert!(table.len() < u16::MAX as usize);
+    let mut index = [Slot { at: 0, number: 0 }; SLOTS];
+    let mut at = 0;
+    while at < table.len() {
+        let mut number = 0;
+        while table[at] != b' ' {
+            number = number * 10 + (table[at] - b'0') as u16;
+            at += 1;
+        }
+        at += 1;
+        let name = at as u16;
+        let mut sum = HASH_START;
+        while at < table.len() && table[at] != b'\n' {
+            sum = hash(sum, table[at]);
+            at += 1;
+        }
+        at += 1;
+        let mut slot = sum as usize % SLOTS;
+        while index[slot].at != 0 {
+            slot = (slot + 1) % SLOTS;
+        }
+        index[slot] = Slot { at: name, number };
+    }
+    index
 }
 
 /// The lists of conditions of which one must hold: a single list, or one for each condition when an argument
@@ -265,8 +316,15 @@ mod tests {
 
     #[test]
     fn the_table_of_calls_is_the_kernels() {
-        let numbers = Numbers::new(CALLS);
-        assert_eq!(numbers.0.len(), CALLS.lines().count());
+        let numbers = Numbers::NATIVE;
+        for (table, numbers) in [(CALLS, Numbers::NATIVE), (CALLS_I386, Numbers::I386)] {
+            for (number, name) in table.lines().map(|line| line.split_once(' ').unwrap()) {
+                assert_eq!(numbers.of(name), number.parse().ok(), "{name}");
+            }
+            for name in ["", "rea", "readx", "0 read", "read\n"] {
+                assert_eq!(numbers.of(name), None, "{name:?}");
+            }
+        }
         for (name, number) in [
             ("read", READ),
             ("socket", SOCKET),
@@ -279,7 +337,7 @@ mod tests {
         ] {
             assert_eq!(numbers.of(name), Some(number), "{name}");
         }
-        let numbers = Numbers::new(CALLS_I386);
+        let numbers = Numbers::I386;
         for (name, number) in [("exit", 1), ("socketcall", 102), ("clone3", CLONE3), ("mseal", MSEAL)] {
             assert_eq!(numbers.of(name), Some(number), "{name}");
         }
@@ -438,7 +496,7 @@ mod tests {
 
     #[test]
     fn a_profile_that_would_need_much_memory_is_refused() {
-        let names: Vec<&str> = CALLS.lines().filter_map(parse_line).map(|(name, _)| name).collect();
+        let names: Vec<&str> = CALLS.lines().map(|line| line.split_once(' ').unwrap().1).collect();
         let one = entry(&names, "SCMP_ACT_ALLOW", &[(0, "SCMP_CMP_EQ", 1, 0)]);
         assert!(program(&profile("SCMP_ACT_ERRNO", vec![one; 12])).is_err());
     }

@@ -6,6 +6,8 @@
 //! is `null` is one that is absent, as in the documents that Go programs write.
 
 mod linux;
+#[cfg(feature = "json")]
+mod place;
 mod process;
 mod resources;
 
@@ -103,11 +105,8 @@ pub struct DocumentError {
 /// Reads a document, or a part of one such as [`Process`] or [`Resources`].
 #[cfg(feature = "json")]
 pub fn from_json<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T, DocumentError> {
-    let mut reader = serde_json::Deserializer::from_slice(text);
-    let document = serde_path_to_error::deserialize(&mut reader)
-        .map_err(|error| DocumentError { path: error.path().to_string(), reason: error.into_inner() })?;
-    reader.end().map_err(|reason| DocumentError { path: ".".to_owned(), reason })?;
-    Ok(document)
+    serde_json::from_slice(text)
+        .map_err(|reason| DocumentError { path: place::path(text, reason.line(), reason.column()), reason })
 }
 
 #[cfg(feature = "json")]
