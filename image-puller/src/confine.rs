@@ -185,6 +185,7 @@ const COMMON: &[Allowed] = &[
     any(libc::SYS_recvmsg, "frames of the edges"),
     any(libc::SYS_sendmsg, "frames of the edges"),
     any(libc::SYS_futex, "locks, channels, joining threads"),
+    any(libc::SYS_sched_yield, "a channel whose other end was interrupted in the middle of a step"),
     any(libc::SYS_brk, "heap"),
     Allowed {
         number: libc::SYS_mmap,

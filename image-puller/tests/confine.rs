@@ -72,6 +72,7 @@ const COMMON_CALLS: &[i64] = &[
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_futex,
+    libc::SYS_sched_yield,
     libc::SYS_brk,
     libc::SYS_munmap,
     libc::SYS_mremap,
