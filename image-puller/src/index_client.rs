@@ -118,7 +118,10 @@ impl IndexClient {
         if let Err(error) = seqpacket::send(&self.socket, &request, &fds) {
             self.lock().jobs.remove(&id);
             self.slot_freed.notify_one();
-            return Err(IndexError::Start(error));
+            return Err(match error.kind() {
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => IndexError::Gone,
+                _ => IndexError::Start(error),
+            });
         }
         Ok(Job { answer, pipe: Some(writer), cancel: cancel.clone() })
     }
