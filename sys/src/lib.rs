@@ -5,6 +5,8 @@ pub mod bpf;
 pub mod exec;
 pub mod fork;
 #[cfg(feature = "kvm")]
+pub mod guest_memory;
+#[cfg(feature = "kvm")]
 pub mod kvm_probe;
 pub mod lease;
 pub mod link;

@@ -5,6 +5,7 @@ pub mod client;
 pub mod devices;
 pub mod doctor;
 pub mod images;
+pub mod kvm;
 pub mod net;
 pub mod sandbox;
 pub mod vmm;

@@ -188,7 +188,7 @@ fn a_killed_qemu_is_an_error_with_its_reason() {
     Running::signal(running.vmm, libc::SIGKILL);
     let (status, text) = running.ended();
     assert_eq!(status.code(), Some(125), "{text}");
-    for part in ["QEMU was killed by signal 9", "last words of the kernel", "next: "] {
+    for part in ["the VMM was killed by signal 9", "last words of the kernel", "next: "] {
         assert!(text.contains(part), "{part:?} is not in {text}");
     }
     host.assert_nothing_is_left(&running);

@@ -43,6 +43,12 @@ pub enum Command {
     /// The process that owns a sandbox; started by `run`
     #[command(hide = true)]
     Monitor { directory: PathBuf },
+    /// Run a virtual machine on KVM; its console is standard output. What `run` starts, and any other launcher may
+    Vmm {
+        /// The machine, as JSON
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -155,7 +161,10 @@ pub struct MachineOptions {
     /// Memory of the virtual machine, such as 1g
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     pub vm_memory: Option<u64>,
-    /// What executes the virtual machine
+    /// The program that is the virtual machine
+    #[arg(long, value_enum, default_value_t = VmmArg::Auto)]
+    pub vmm: VmmArg,
+    /// What QEMU executes the virtual machine with
     #[arg(long, value_enum, default_value_t = AccelArg::Auto)]
     pub accel: AccelArg,
     /// Kernel of the virtual machine
@@ -187,6 +196,15 @@ pub enum Network {
     Slirp,
     /// None at all
     None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum VmmArg {
+    /// Our own where KVM really executes, else QEMU
+    Auto,
+    /// Our own, on KVM
+    Kvm,
+    Qemu,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -183,14 +183,14 @@ mod tests {
     fn failures_say_stage_cause_console_and_next_step() {
         let problem = Problem {
             stage: "boot".into(),
-            cause: "QEMU was killed by signal 9".into(),
+            cause: "the VMM was killed by signal 9".into(),
             console: vec!["line one".into(), "line two".into()],
             next_step: "look at dmesg".into(),
         };
         let text = Failure::died("boot", problem).to_string();
         assert_eq!(
             text,
-            "nacre: boot: QEMU was killed by signal 9\n  the end of the sandbox's console:\n    line one\n    line two\n  next: look at dmesg"
+            "nacre: boot: the VMM was killed by signal 9\n  the end of the sandbox's console:\n    line one\n    line two\n  next: look at dmesg"
         );
     }
 

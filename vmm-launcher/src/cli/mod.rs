@@ -38,6 +38,7 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Monitor { directory } => return crate::sandbox::run_monitor(directory),
+        Command::Vmm { config } => return crate::kvm::run(&config),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Run(args) => on_runtime(run::run(*args)),
         Command::Exec(args) => on_runtime(exec::exec(args)),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nacre_protocols::names::SHARED_DIR;
 
-use super::args::{AccelArg, Network, Run, first_word};
+use super::args::{AccelArg, Network, Run, VmmArg, first_word};
 use super::attach::Streams;
 use super::error::Failure;
 use super::registry::{Loopback, Order};
@@ -16,7 +16,7 @@ use crate::images::ImageSource;
 use crate::sandbox::session::Wanted;
 use crate::sandbox::spec::{ContainerSettings, Limits, SeccompChoice, Volume};
 use crate::sandbox::stores::{Stores, StoresError};
-use crate::sandbox::{AccelSetting, MachineConfig, ScratchSetting, SharedDirectory, random_name};
+use crate::sandbox::{AccelSetting, MachineConfig, ScratchSetting, SharedDirectory, VmmSetting, random_name};
 use crate::vmm::MAX_VCPUS;
 
 /// Memory of a VM unless more is asked for, in MiB.
@@ -175,6 +175,11 @@ fn machine(
         shares: shares.to_vec(),
         publish: args.publish.clone(),
         loopback_ports: loopback_ports(loopback),
+        vmm: match args.machine.vmm {
+            VmmArg::Auto => VmmSetting::Auto,
+            VmmArg::Kvm => VmmSetting::Kvm,
+            VmmArg::Qemu => VmmSetting::Qemu,
+        },
         accel: match args.machine.accel {
             AccelArg::Auto => AccelSetting::Auto,
             AccelArg::Kvm => AccelSetting::Kvm,

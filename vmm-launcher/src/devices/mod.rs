@@ -1,9 +1,13 @@
 //! The devices of the VM: what they do, apart from what carries them.
 //!
-//! Each device is a plain type that takes virtqueues and guest memory. Today vhost-user carries them (QEMU is the
-//! VMM, [`vhost_user`]); a VMM in this process would call the same types.
+//! Each device is a plain type that takes virtqueues and guest memory. Where QEMU is the VMM, vhost-user carries them
+//! ([`vhost_user`]); in our own VMM a virtio-mmio transport does ([`crate::kvm`]).
 
+pub mod block;
+pub mod entropy;
+pub mod ethernet;
 pub mod fs;
 pub mod notes;
+pub mod queues;
 pub mod vhost_user;
 pub mod vsock;

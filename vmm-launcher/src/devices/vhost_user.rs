@@ -27,6 +27,10 @@ pub type Vring = VringRwLock<Memory>;
 pub trait Device: VhostUserBackendMut<Bitmap = (), Vring = Vring> + 'static {
     /// A descriptor besides the queues that wakes the device, with its event number (above the queue count plus 1).
     fn extra_event(&self) -> Option<(std::os::fd::RawFd, u16)>;
+    /// What of that descriptor wakes it.
+    fn extra_event_set(&self) -> EventSet {
+        EventSet::IN
+    }
     /// Ends the device's thread.
     fn exit_notifier(&self) -> io::Result<EventNotifier>;
 }
@@ -120,14 +124,14 @@ fn run<D: Device>(
     memory: Memory,
     device: D,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let extra = device.extra_event();
+    let (extra, set) = (device.extra_event(), device.extra_event_set());
     let exit = device.exit_notifier()?;
     let device = Arc::new(Mutex::new(device));
     let mut daemon = VhostUserDaemon::new(format!("nacre-{name}-ctl"), device.clone(), memory)
         .map_err(|e| e.to_string())?;
     if let Some((fd, event)) = extra {
         for handler in daemon.get_epoll_handlers() {
-            handler.register_listener(fd.as_raw_fd(), EventSet::IN, u64::from(event))?;
+            handler.register_listener(fd.as_raw_fd(), set, u64::from(event))?;
         }
     }
     let served = daemon.start(&mut listener).and_then(|()| daemon.wait());

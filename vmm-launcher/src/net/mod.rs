@@ -173,6 +173,14 @@ impl Network {
         }
     }
 
+    /// The VMM's end of a stream of frames, each behind its length; there once, and not for QEMU's own network.
+    pub fn take_stream(&mut self) -> Option<OwnedFd> {
+        match &mut self.carrier {
+            Carrier::Passt { qemu_end, .. } => qemu_end.take(),
+            Carrier::None | Carrier::Slirp { .. } => None,
+        }
+    }
+
     /// QEMU's `-netdev` without its id; `inherit` is given the descriptor that QEMU gets and returns its number.
     pub fn take_netdev(&mut self, mut inherit: impl FnMut(OwnedFd) -> RawFd) -> Option<String> {
         match &mut self.carrier {

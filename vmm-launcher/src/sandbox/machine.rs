@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::root::Place;
 use crate::devices::fs::{Access, Share};
 use crate::net::{Engine, GuestNet, NetConfig, PublishedPort, Transport, UserNet};
-use crate::vmm::{Accel, Scratch, VmConfig};
+use crate::vmm::{Accel, Scratch, VmConfig, Vmm};
 
 /// Every guest has the same vsock address: each has its own socket on the host.
 const GUEST_CID: u32 = 3;
@@ -36,6 +36,7 @@ pub struct MachineConfig {
     pub publish: Vec<Publish>,
     /// TCP ports of the host's loopback that the guest may reach; the image server's is added.
     pub loopback_ports: Vec<u16>,
+    pub vmm: VmmSetting,
     pub accel: AccelSetting,
 }
 
@@ -64,6 +65,13 @@ pub enum AccelSetting {
     Auto,
     Kvm,
     Tcg,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmmSetting {
+    Auto,
+    Kvm,
+    Qemu,
 }
 
 /// `-p`: a port of the host that leads into the sandbox.
@@ -98,6 +106,11 @@ impl MachineConfig {
         config.vcpus = self.vcpus;
         config.guest_cid = GUEST_CID;
         config.console_log = Some(place.console_log());
+        config.vmm = match self.vmm {
+            VmmSetting::Auto => Vmm::Auto,
+            VmmSetting::Kvm => Vmm::Kvm,
+            VmmSetting::Qemu => Vmm::Qemu,
+        };
         config.accel = match self.accel {
             AccelSetting::Auto => Accel::Auto,
             AccelSetting::Kvm => Accel::Kvm,

@@ -15,7 +15,9 @@ pub mod stores;
 pub use container_log::{LogReader, Stream};
 pub use control::{Booted, Control, ControlError, FromMonitor, Gone, Problem, ToMonitor};
 pub use launch::{LaunchError, Launched, launch};
-pub use machine::{AccelSetting, GuestNetwork, MachineConfig, Publish, ScratchSetting, SharedDirectory};
+pub use machine::{
+    AccelSetting, GuestNetwork, MachineConfig, Publish, ScratchSetting, SharedDirectory, VmmSetting,
+};
 pub use monitor::run as run_monitor;
 pub use names::random_name;
 pub use record::{ContainerRecord, ContainerState, Record, now};

@@ -102,7 +102,7 @@ async fn boot(place: &Place, config: MachineConfig) -> Result<(Keeper, mpsc::Rec
         .map_err(|error| problem("listening on the control socket", &error))?;
     let mut record = Record::new(&config.name);
     let network = vm.guest_net().map(GuestNetwork::from);
-    record.vmm = Some(vm.qemu_pid());
+    record.vmm = Some(vm.vmm_pid());
     record.vsock = Some(vm.vsock_path().to_owned());
     record.host_address = network.as_ref().map(|network| network.host_address.clone());
     record.host_ports = config.loopback_ports.iter().copied().chain([images.port()]).collect();

@@ -1,4 +1,4 @@
-//! Which accelerator a VM gets: KVM where it really executes, otherwise QEMU's translator.
+//! What executes a VM: our own VMM where KVM really works, otherwise QEMU with its translator.
 
 use std::fmt;
 use std::io;
@@ -11,7 +11,18 @@ const PROBE_LIMIT: Duration = Duration::from_millis(1500);
 /// Million instructions per second below which QEMU's translator is the faster choice.
 const SLOW_MIPS: u64 = 20;
 
-/// What the caller asks for.
+/// Which VMM the caller asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Vmm {
+    /// Our own where KVM works, otherwise QEMU.
+    #[default]
+    Auto,
+    /// Our own ([`crate::kvm`]).
+    Kvm,
+    Qemu,
+}
+
+/// What QEMU is to execute the guest with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Accel {
     /// KVM if the probe says that it works, otherwise TCG.
@@ -24,6 +35,8 @@ pub enum Accel {
 /// What the VM runs on, and one line to tell the user when that is not KVM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccelChoice {
+    /// Our own VMM, not QEMU.
+    pub builtin: bool,
     pub kvm: bool,
     pub notice: Option<String>,
 }
@@ -50,15 +63,20 @@ pub fn probe_kvm() -> KvmVerdict {
     }
 }
 
-/// Decides; probes only when it must.
+/// Decides; probes only when it must. `qemu_only` says that the VM wants what QEMU alone has.
 #[must_use]
-pub fn choose_accel(wanted: Accel) -> AccelChoice {
-    match wanted {
-        Accel::Kvm => AccelChoice { kvm: true, notice: None },
-        Accel::Tcg => AccelChoice { kvm: false, notice: None },
-        Accel::Auto => match probe_kvm() {
-            KvmVerdict::Usable { .. } => AccelChoice { kvm: true, notice: None },
+pub fn choose_accel(vmm: Vmm, wanted: Accel, qemu_only: bool) -> AccelChoice {
+    let qemu = |kvm| AccelChoice { builtin: false, kvm, notice: None };
+    let own = AccelChoice { builtin: true, kvm: true, notice: None };
+    match (vmm, wanted) {
+        (Vmm::Kvm, _) => own,
+        (_, Accel::Kvm) => qemu(true),
+        (_, Accel::Tcg) => qemu(false),
+        (_, Accel::Auto) => match probe_kvm() {
+            KvmVerdict::Usable { .. } if vmm == Vmm::Auto && !qemu_only => own,
+            KvmVerdict::Usable { .. } => qemu(true),
             other => AccelChoice {
+                builtin: false,
                 kvm: false,
                 notice: Some(format!("no KVM ({other}); the VM runs in QEMU's translator, which is slower")),
             },
@@ -166,7 +184,13 @@ mod tests {
 
     #[test]
     fn a_forced_choice_does_not_probe() {
-        assert_eq!(choose_accel(Accel::Tcg), AccelChoice { kvm: false, notice: None });
-        assert_eq!(choose_accel(Accel::Kvm), AccelChoice { kvm: true, notice: None });
+        for (vmm, accel, builtin, kvm) in [
+            (Vmm::Auto, Accel::Tcg, false, false),
+            (Vmm::Auto, Accel::Kvm, false, true),
+            (Vmm::Qemu, Accel::Kvm, false, true),
+            (Vmm::Kvm, Accel::Auto, true, true),
+        ] {
+            assert_eq!(choose_accel(vmm, accel, false), AccelChoice { builtin, kvm, notice: None });
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::accel::Accel;
+use super::accel::{Accel, Vmm};
 use crate::devices::fs::Share;
 use crate::net::NetConfig;
 
@@ -42,7 +42,10 @@ pub struct VmConfig {
     /// Directories of the host that the guest sees.
     pub shares: Vec<Share>,
     pub network: NetConfig,
+    pub vmm: Vmm,
     pub accel: Accel,
+    /// What runs as `PROGRAM vmm --config FILE`: this program, unless a test says otherwise.
+    pub program: PathBuf,
     /// A directory of this VM alone, made by the caller with mode 0700: sockets live in it, and are removed.
     pub runtime_dir: PathBuf,
     /// Also write the console here.
@@ -74,7 +77,9 @@ impl VmConfig {
             guest_cid: 3,
             shares: Vec::new(),
             network: NetConfig::None,
+            vmm: Vmm::Auto,
             accel: Accel::Auto,
+            program: own_program(),
             runtime_dir,
             console_log: None,
         }
@@ -85,8 +90,7 @@ impl VmConfig {
     /// # Errors
     /// A word with a space or control character, or too long in all.
     pub fn kernel_cmdline(&self) -> Result<String, ConfigError> {
-        // Without ACPI the guest cannot power off: it ends by a triple fault, and QEMU is told not to reboot.
-        let mut words: Vec<&str> = vec!["console=ttyS0", "quiet", "reboot=t", "panic=-1"];
+        let mut words: Vec<&str> = vec!["console=ttyS0", "quiet", "panic=-1"];
         if self.image.is_some() {
             words.extend(["root=/dev/vda", "rootfstype=erofs", "ro"]);
         }
@@ -174,6 +178,11 @@ impl Scratch {
             Err(error) => Err(failed(error.into())),
         }
     }
+}
+
+/// This program by its path, so that processes show its name; where it is not there any more, by the kernel's link.
+fn own_program() -> PathBuf {
+    std::env::current_exe().ok().filter(|path| path.is_file()).unwrap_or_else(|| "/proc/self/exe".into())
 }
 
 fn create_and_unlink(dir: &Path) -> io::Result<File> {

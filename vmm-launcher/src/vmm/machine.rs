@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::accel::{AccelChoice, choose_accel};
+use super::builtin;
 use super::clock::HostClock;
 use super::config::{ConfigError, Scratch, VmConfig};
 use super::console::Console;
@@ -22,7 +23,8 @@ use crate::devices::notes::Notes;
 use crate::devices::vhost_user::{ServeError, Served};
 use crate::devices::vsock::backend::serve_vsock;
 use crate::devices::vsock::{VsockConfig, client};
-use crate::net::{Counters, GuestNet, NetError, Network};
+use crate::kvm::EXIT_TRIPLE_FAULT;
+use crate::net::{Counters, Engine, GuestNet, NetConfig, NetError, Network};
 
 /// The hybrid vsock socket inside the runtime directory.
 const VSOCK_NAME: &str = "vsock";
@@ -31,10 +33,10 @@ const ERROR_LINES: usize = 20;
 /// How long one attempt to reach the guest may take before the state of QEMU is looked at again.
 const ATTEMPT: Duration = Duration::from_millis(250);
 
-/// A VM. Dropping it kills QEMU and removes every socket.
+/// A VM. Dropping it kills the VMM and removes every socket.
 pub struct Vm {
     // Order matters: QEMU goes first, then the devices see their connections close.
-    qemu: Process,
+    vmm: Process,
     readers: Mutex<Vec<JoinHandle<()>>>,
     _devices: Vec<Served>,
     network: Network,
@@ -53,9 +55,11 @@ pub enum VmEnd {
     Finished,
     /// Its kernel panicked; the line in which it said so.
     Panicked { line: String },
-    /// QEMU was killed by a signal (ours or another's).
+    /// It crashed so that its kernel could not say anything: a triple fault. (QEMU cannot tell this from `Finished`.)
+    Crashed,
+    /// The VMM was killed by a signal (ours or another's).
     Killed { signal: i32 },
-    /// QEMU gave up; what it said.
+    /// The VMM gave up; what it said.
     Failed { code: i32, message: String },
 }
 
@@ -67,10 +71,16 @@ impl Vm {
     pub fn start(config: VmConfig) -> Result<Vm, VmError> {
         let started = Instant::now();
         config.check()?;
-        let qemu_path = find_program(QEMU).ok_or(VmError::NoQemu)?;
         let mut cmdline = config.kernel_cmdline()?;
         let files = Files::open(&config)?;
-        let accel = choose_accel(config.accel);
+        let qemu_only = matches!(&config.network, NetConfig::User(user) if user.engine == Engine::Slirp);
+        let accel = choose_accel(config.vmm, config.accel, qemu_only);
+        if accel.builtin {
+            return Vm::start_builtin(config, &cmdline, files, accel, started);
+        }
+        let qemu_path = find_program(QEMU).ok_or(VmError::NoQemu)?;
+        // Without ACPI the guest cannot power off: it ends by a triple fault, and QEMU is told not to reboot.
+        cmdline.push_str(" reboot=t");
         let clock = (!accel.kvm).then(HostClock::start);
         let notes = Notes::default();
         let vsock = config.runtime_dir.join(VSOCK_NAME);
@@ -108,10 +118,37 @@ impl Vm {
         let mut command = Command::new(&qemu_path);
         command.args(setup.arguments()).env_clear().current_dir("/").stdin(Stdio::null());
         let (console, errors, readers) = attach(&mut command, files.log)?;
-        let qemu = Process::spawn(command, inherited.0)
+        let vmm = Process::spawn(command, inherited.0)
             .map_err(|source| VmError::Spawn { path: qemu_path, source })?;
         let readers = Mutex::new(readers);
-        Ok(Vm { qemu, readers, _devices: devices, network, console, errors, notes, vsock, accel, started })
+        Ok(Vm { vmm, readers, _devices: devices, network, console, errors, notes, vsock, accel, started })
+    }
+
+    /// The same with our own VMM, which serves the devices itself.
+    fn start_builtin(
+        config: VmConfig,
+        cmdline: &str,
+        files: Files,
+        accel: AccelChoice,
+        started: Instant,
+    ) -> Result<Vm, VmError> {
+        let notes = Notes::default();
+        let vsock = config.runtime_dir.join(VSOCK_NAME);
+        let mut network = Network::start(&config.network, &notes)?;
+        let mut inherited = Inherited::default();
+        let root = files.root.map(|file| inherited.add(file.into()));
+        let scratch = files.scratch.map(|file| inherited.add(file.into()));
+        let stream = network.take_stream().map(|stream| inherited.add(stream));
+        let machine = builtin::machine(&config, cmdline, &vsock, root, scratch, stream.zip(network.guest()));
+        let file = builtin::as_file(&machine).map_err(VmError::Pipe)?;
+        let mut command = Command::new(&config.program);
+        command.args(["vmm", "--config", &format!("/proc/self/fd/{}", inherited.add(file))]);
+        command.env_clear().current_dir("/").stdin(Stdio::null());
+        let (console, errors, readers) = attach(&mut command, files.log)?;
+        let vmm = Process::spawn(command, inherited.0)
+            .map_err(|source| VmError::Spawn { path: config.program, source })?;
+        let readers = Mutex::new(readers);
+        Ok(Vm { vmm, readers, _devices: Vec::new(), network, console, errors, notes, vsock, accel, started })
     }
 
     /// The hybrid vsock socket of the host side.
@@ -162,26 +199,26 @@ impl Vm {
         self.started
     }
 
-    /// QEMU's process id.
+    /// The VMM's process id.
     #[must_use]
-    pub fn qemu_pid(&self) -> u32 {
-        self.qemu.id()
+    pub fn vmm_pid(&self) -> u32 {
+        self.vmm.id()
     }
 
     /// Waits for the end.
     pub fn wait(&self) -> VmEnd {
-        let end = self.qemu.wait();
+        let end = self.vmm.wait();
         self.explain(end)
     }
 
     /// Waits for the end, at most `limit`; zero asks only.
     pub fn wait_for(&self, limit: Duration) -> Option<VmEnd> {
-        self.qemu.wait_for(limit).map(|end| self.explain(end))
+        self.vmm.wait_for(limit).map(|end| self.explain(end))
     }
 
     /// Ends the VM at once.
     pub fn kill(&self) {
-        self.qemu.kill();
+        self.vmm.kill();
     }
 
     /// Connects to a vsock port of the guest, waiting until it listens, the VM ends or `limit` passes.
@@ -208,8 +245,8 @@ impl Vm {
                             self.failure(stage, BootCause::TimedOut { limit, last: error }),
                         ));
                     }
-                    // Refused at once: the kernel is there and the program is not yet.
-                    if error.kind() == io::ErrorKind::ConnectionRefused {
+                    // Refused at once: the kernel is there and the program is not yet, or not even the socket is.
+                    if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) {
                         std::thread::sleep(Duration::from_millis(5));
                     }
                 }
@@ -232,6 +269,9 @@ impl Vm {
         }
         match end {
             ProcessEnd::Killed { signal } => VmEnd::Killed { signal },
+            ProcessEnd::Exited(code) if self.accel.builtin && code == i32::from(EXIT_TRIPLE_FAULT) => {
+                VmEnd::Crashed
+            }
             ProcessEnd::Exited(0) => match self.console.panic_line() {
                 Some(line) => VmEnd::Panicked { line },
                 None => VmEnd::Finished,
@@ -364,10 +404,11 @@ impl BootFailure {
                 "build kernel and guest image again; see the console above"
             }
             BootCause::Ended(VmEnd::Finished) => "the guest ended by itself; see the console above",
+            BootCause::Ended(VmEnd::Crashed) => "try --vmm qemu, and report it with kernel and processor",
             BootCause::Ended(VmEnd::Killed { signal: 9 }) => {
-                "somebody killed QEMU; if the host ran out of memory, dmesg says so"
+                "somebody killed the VMM; if the host ran out of memory, dmesg says so"
             }
-            BootCause::Ended(VmEnd::Killed { .. }) => "QEMU crashed; try --accel tcg, and report it",
+            BootCause::Ended(VmEnd::Killed { .. }) => "the VMM crashed; try --accel tcg, and report it",
             BootCause::Ended(VmEnd::Failed { .. }) => "run `nacre doctor`",
             BootCause::TimedOut { .. } => {
                 "try --accel tcg if KVM is in use, or a longer timeout on a slow host"
@@ -412,9 +453,12 @@ impl fmt::Display for VmEnd {
         match self {
             VmEnd::Finished => f.write_str("the guest ended"),
             VmEnd::Panicked { line } => write!(f, "the guest kernel panicked: {line}"),
-            VmEnd::Killed { signal } => write!(f, "QEMU was killed by signal {signal}"),
-            VmEnd::Failed { code, message } if message.is_empty() => write!(f, "QEMU ended with code {code}"),
-            VmEnd::Failed { code, message } => write!(f, "QEMU ended with code {code}: {message}"),
+            VmEnd::Crashed => f.write_str("the guest crashed (triple fault)"),
+            VmEnd::Killed { signal } => write!(f, "the VMM was killed by signal {signal}"),
+            VmEnd::Failed { code, message } if message.is_empty() => {
+                write!(f, "the VMM ended with code {code}")
+            }
+            VmEnd::Failed { code, message } => write!(f, "the VMM ended with code {code}: {message}"),
         }
     }
 }

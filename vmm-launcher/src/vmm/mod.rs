@@ -1,6 +1,7 @@
-//! The virtual machine: what it is made of, QEMU as its VMM, and how it ends.
+//! The virtual machine: what it is made of, QEMU or our own program as its VMM, and how it ends.
 
 mod accel;
+mod builtin;
 mod clock;
 mod config;
 mod console;
@@ -8,8 +9,8 @@ mod machine;
 mod process;
 mod qemu;
 
-pub use accel::{Accel, AccelChoice, KvmVerdict, choose_accel, probe_kvm};
-pub use config::{ConfigError, MAX_VCPUS, Scratch, VmConfig};
+pub use accel::{Accel, AccelChoice, KvmVerdict, Vmm, choose_accel, probe_kvm};
+pub use config::{ConfigError, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Scratch, VmConfig};
 pub use console::Console;
 pub use machine::{BootCause, BootFailure, Vm, VmEnd, VmError};
 pub use process::{Process, ProcessEnd};

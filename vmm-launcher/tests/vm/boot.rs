@@ -71,7 +71,7 @@ fn a_killed_vm_leaves_nothing_behind() {
     let Some(parts) = parts() else { return };
     let (dir, config) = config(parts);
     let vm = Vm::start(config).unwrap();
-    let pid = vm.qemu_pid();
+    let pid = vm.vmm_pid();
     assert_eq!(vm.wait_for(Duration::from_millis(50)), None);
     vm.kill();
     assert_eq!(vm.wait(), VmEnd::Killed { signal: 9 });

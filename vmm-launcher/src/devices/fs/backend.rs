@@ -38,24 +38,28 @@ pub fn serve_fs(shares: Vec<Share>, runtime_dir: &Path, notes: Notes) -> Result<
     let shared = SharedDirs::open(&shares, raise_file_limit())?;
     let memory = Memory::new(GuestMemoryMmap::new());
     let device_notes = notes.clone();
-    let served = serve("fs", runtime_dir, memory, notes, move |memory| {
-        let weakness = confine(shared.shares()).map_err(|error| {
-            let cause = std::error::Error::source(&error).map(|c| format!(": {c}")).unwrap_or_default();
-            format!("{error}{cause}")
-        })?;
-        if let Some(weakness) = weakness {
-            device_notes.add(weakness);
-        }
-        let exit = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC);
-        let exit = exit.map_err(|e| e.to_string())?;
-        let fs = Fs { server: Server::new(shared), notes: device_notes, broken: false };
-        Ok(Backend { fs, memory, event_idx: false, exit })
-    })?;
+    let served =
+        serve("fs", runtime_dir, memory, notes, move |memory| confined(shared, memory, device_notes))?;
     Ok(served)
 }
 
+/// The device, in the thread that is to serve it: confines that thread.
+pub fn confined(shared: SharedDirs, memory: Memory, notes: Notes) -> Result<impl Device, String> {
+    let weakness = confine(shared.shares()).map_err(|error| {
+        let cause = std::error::Error::source(&error).map(|c| format!(": {c}")).unwrap_or_default();
+        format!("{error}{cause}")
+    })?;
+    if let Some(weakness) = weakness {
+        notes.add(weakness);
+    }
+    let exit = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC);
+    let exit = exit.map_err(|e| e.to_string())?;
+    let fs = Fs { server: Server::new(shared), notes, broken: false };
+    Ok(Backend { fs, memory, event_idx: false, exit })
+}
+
 /// Every inode that the guest knows is an open file here. Returns how many files this process may have now.
-fn raise_file_limit() -> u64 {
+pub fn raise_file_limit() -> u64 {
     const ASKED: u64 = 524_288;
     let limit = getrlimit(Resource::Nofile);
     let most = limit.maximum.unwrap_or(ASKED).min(ASKED);

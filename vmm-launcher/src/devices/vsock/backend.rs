@@ -35,11 +35,17 @@ const MAX_ROUNDS: usize = 64;
 pub fn serve_vsock(config: VsockConfig, runtime_dir: &Path, notes: Notes) -> Result<Served, ServeError> {
     let memory = Memory::new(vm_memory::GuestMemoryMmap::new());
     let device_notes = notes.clone();
-    serve("vsock", runtime_dir, memory, notes, move |memory| {
-        Backend::new(config, memory, device_notes).map_err(|error| {
-            let cause = std::error::Error::source(&*error).map(|c| format!(": {c}")).unwrap_or_default();
-            format!("{error}{cause}")
-        })
+    serve("vsock", runtime_dir, memory, notes, move |memory| device(config, memory, device_notes))
+}
+
+/// The device, apart from what carries it.
+///
+/// # Errors
+/// The host's socket cannot be made.
+pub fn device(config: VsockConfig, memory: Memory, notes: Notes) -> Result<impl Device, String> {
+    Backend::new(config, memory, notes).map_err(|error| {
+        let cause = std::error::Error::source(&*error).map(|c| format!(": {c}")).unwrap_or_default();
+        format!("{error}{cause}")
     })
 }
 

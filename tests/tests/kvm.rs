@@ -1,0 +1,68 @@
+//! Our own VMM, on a KVM that really executes: everything here happens in the lab (`cargo xtask lab`), whatever this host has.
+
+use std::process::{Command, Stdio};
+
+use nacre_tests::fixtures::images;
+use nacre_tests::{artefacts, require};
+
+/// Runs a script in the outer machine, with the programs under test in `$NACRE_BIN`, `$NACRE_KERNEL` and `$NACRE_IMAGE`.
+fn in_lab(script: &str) -> String {
+    let found = artefacts::find().unwrap_or_else(|error| panic!("{error}"));
+    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .current_dir(artefacts::workspace())
+        .args(["xtask", "lab", "--timeout", "600", "--", "sh", "-c", script])
+        .env("NACRE_BIN", found.nacre)
+        .env("NACRE_KERNEL", found.kernel)
+        .env("NACRE_IMAGE", found.image)
+        .env("NACRE_SMALL", images().reference("small"))
+        .stdin(Stdio::null())
+        .output()
+        .expect("cannot start cargo");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{out}{err}", output.status);
+    format!("{out}{err}")
+}
+
+#[test]
+fn a_sandbox_on_our_own_vmm_has_all_that_one_under_qemu_has() {
+    require!(vm, tool "umoci", tool "passt");
+    let said = in_lab(
+        r#"
+        export HOME=/tmp/home XDG_RUNTIME_DIR=/tmp/runtime
+        mkdir -m 700 $HOME $XDG_RUNTIME_DIR; mkdir /tmp/share; echo from the host > /tmp/share/file
+        $NACRE_BIN doctor | grep kvm
+        $NACRE_BIN run --name box --cpus 2 -v /tmp/share:/data $NACRE_SMALL sh -c '
+            echo processors $(grep -c ^processor /proc/cpuinfo)
+            cat /data/file; echo from the guest > /data/answer
+            echo network $(ls /sys/class/net)
+            dd if=/dev/urandom of=/big bs=1M count=20 2> /dev/null; sync; md5sum < /big > /sum
+            dd if=/big bs=1M iflag=direct 2> /dev/null | md5sum | cmp - /sum && echo the disk keeps what is written
+            exit 7' &
+        pid=$!
+        until pgrep -f '[v]mm --config' > /dev/null; do sleep 0.1; done
+        echo the vmm is there
+        wait $pid; echo code $?
+        cat /tmp/share/answer
+        echo left $(pgrep -c -f '[v]mm --config')
+        $NACRE_BIN run --vmm kvm --image /bin/busybox $NACRE_SMALL true; echo code $?
+        echo "$(du -k /tmp/runtime | tail -1 | cut -f1) KiB left"
+        "#,
+    );
+    for line in [
+        "usable",
+        "processors 2\n",
+        "from the host\n",
+        "network eth0 lo\n",
+        "the disk keeps what is written\n",
+        "the vmm is there\n",
+        "code 7\n",
+        "from the guest\n",
+        "left 0\n",
+        "the guest kernel panicked",
+        "code 125\n",
+        "verified in the sandbox",
+    ] {
+        assert!(said.contains(line), "no {line:?} in\n{said}");
+    }
+    assert!(!said.contains("no KVM"), "{said}");
+}

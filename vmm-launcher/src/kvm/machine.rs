@@ -1,0 +1,279 @@
+//! The machine: memory, processors and devices put together, and run.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, LineWriter, Stdout};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuExit, VcpuFd, VmFd};
+use nacre_sys::guest_memory;
+use virtio_bindings::virtio_ids::{
+    VIRTIO_ID_BLOCK, VIRTIO_ID_FS, VIRTIO_ID_NET, VIRTIO_ID_RNG, VIRTIO_ID_VSOCK,
+};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap};
+
+use super::bus::Bus;
+use super::carrier::Carrier;
+use super::config::{Config, Inherited, Pages, Source};
+use super::layout::{
+    self, DEVICE_BYTES, DEVICES, FIRST_INTERRUPT, IDENTITY_MAP, MAX_DEVICES, SERIAL_INTERRUPT, TSS,
+};
+use super::ports::{Interrupt, Ports};
+use super::transport::{QUEUE_NOTIFY, Transport};
+use super::{End, KvmError, boot, cpu};
+use crate::devices::block::Disk;
+use crate::devices::entropy::Entropy;
+use crate::devices::ethernet::Card;
+use crate::devices::fs::{self, Access, Share, SharedDirs, TAG};
+use crate::devices::notes::Notes;
+use crate::devices::queues::QueueDevice;
+use crate::devices::vhost_user::{Device, Memory};
+use crate::devices::vsock::{self, VsockConfig};
+
+/// Bytes of a virtio-fs tag.
+const TAG_BYTES: usize = 36;
+
+/// The console: what the guest writes, line by line.
+type Console = LineWriter<Stdout>;
+
+/// A machine that is ready to run.
+pub struct Machine {
+    vcpus: Vec<VcpuFd>,
+    bus: Bus<Console>,
+    notes: Notes,
+    /// As long as it lives, so does the virtual machine.
+    _vm: VmFd,
+}
+
+impl Machine {
+    /// Makes everything; the guest has not run an instruction yet.
+    ///
+    /// # Errors
+    /// What cannot be opened, mapped or made.
+    pub fn new(config: Config) -> Result<Self, KvmError> {
+        let mut inherited =
+            Inherited::take(&config).map_err(|e| KvmError::Kvm("taking over descriptors", e))?;
+        let kvm = Kvm::new().map_err(|error| KvmError::Open(error.into()))?;
+        let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+        vm.set_identity_map_address(IDENTITY_MAP).map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        vm.set_tss_address(TSS).map_err(failed("KVM_SET_TSS_ADDR"))?;
+        vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
+        vm.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))?;
+
+        let memory = map_memory(&vm, config.memory_mib, config.memory_pages)?;
+        let notes = Notes::default();
+        let mut devices =
+            Devices { vm: &vm, memory: Memory::new(memory.clone()), notes: &notes, made: Vec::new() };
+        devices.make(&config, &mut inherited)?;
+        let transports = devices.made;
+
+        let kernel = open("kernel", &config.kernel, false)?;
+        let initrd = config.initrd.as_deref().map(|path| open("initrd", path, false)).transpose()?;
+        let command_line = command_line(&config.command_line, transports.len());
+        let entry = boot::load(&memory, kernel, initrd, &command_line, config.processors)?;
+
+        let supported =
+            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
+        let mut vcpus = Vec::new();
+        for id in 0..config.processors {
+            let vcpu = vm.create_vcpu(id.into()).map_err(failed("KVM_CREATE_VCPU"))?;
+            cpu::prepare(&vcpu, &cpu::cpuid(&supported, id, config.processors), (id == 0).then_some(entry))?;
+            vcpus.push(vcpu);
+        }
+        let (serial, _) = guest_memory::event().map_err(|error| KvmError::Device("serial", error))?;
+        vm.register_irqfd(&serial, SERIAL_INTERRUPT).map_err(failed("KVM_IRQFD"))?;
+        let ports = Ports::new(Interrupt(serial), LineWriter::new(io::stdout()));
+        Ok(Self { vcpus, bus: Bus::new(ports, transports), notes, _vm: vm })
+    }
+
+    /// Runs the guest to its end.
+    ///
+    /// # Errors
+    /// A processor that cannot go on.
+    pub fn run(self) -> Result<End, KvmError> {
+        let bus = Arc::new(self.bus);
+        let (sender, ends): (Sender<_>, Receiver<_>) = channel();
+        for (id, mut vcpu) in (0..).zip(self.vcpus) {
+            let (bus, sender) = (Arc::clone(&bus), sender.clone());
+            std::thread::Builder::new()
+                .name(format!("nacre-vcpu{id}"))
+                .spawn(move || drop(sender.send(run_processor(&mut vcpu, id, &bus))))
+                .map_err(KvmError::Thread)?;
+        }
+        drop(sender);
+        // The first that ends, ends the machine: the process is about to exit, and the other threads with it.
+        let end = ends.recv().unwrap_or(Ok(End::Reset));
+        bus.flush();
+        for note in self.notes.list() {
+            eprintln!("nacre vmm: {note}");
+        }
+        end
+    }
+}
+
+fn run_processor(vcpu: &mut VcpuFd, id: u8, bus: &Bus<Console>) -> Result<End, KvmError> {
+    let stopped = |what: String| Err(KvmError::Processor { id, what });
+    loop {
+        match vcpu.run() {
+            Ok(VcpuExit::MmioRead(address, data)) => bus.read(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => bus.write(address, data),
+            Ok(VcpuExit::IoIn(port, data)) => bus.read_port(port, data),
+            Ok(VcpuExit::IoOut(port, data)) => {
+                if bus.write_port(port, data) {
+                    return Ok(End::Reset);
+                }
+            }
+            Ok(VcpuExit::Shutdown) => return Ok(End::TripleFault),
+            Ok(VcpuExit::Intr | VcpuExit::Hlt) => {}
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                return stopped(format!("the hardware refuses to enter the guest, reason {reason:#x}"));
+            }
+            Ok(VcpuExit::InternalError) => {
+                return stopped("KVM cannot execute an instruction of the guest".to_owned());
+            }
+            Ok(other) => return stopped(format!("an exit that makes no sense: {other:?}")),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+            Err(error) => return stopped(format!("KVM_RUN fails: {}", io::Error::from(error))),
+        }
+    }
+}
+
+/// Makes devices, each with its registers, interrupt and kicks.
+struct Devices<'a> {
+    vm: &'a VmFd,
+    memory: Memory,
+    notes: &'a Notes,
+    made: Vec<Transport>,
+}
+
+impl Devices<'_> {
+    fn make(&mut self, config: &Config, inherited: &mut Inherited) -> Result<(), KvmError> {
+        for disk in &config.disks {
+            let file = match &disk.file {
+                Source::Path(path) => open("disk", path, !disk.read_only)?,
+                Source::Fd(fd) => File::from(inherited.get(*fd)?),
+            };
+            let disk = Disk::new(file, disk.read_only, disk.durable, self.notes.clone());
+            let disk = disk.map_err(|error| KvmError::Device("disk", error))?;
+            let space = disk.config_space();
+            self.add_queues("disk", VIRTIO_ID_BLOCK, space, disk)?;
+        }
+        let entropy = Entropy::new(self.notes.clone());
+        self.add_queues("rng", VIRTIO_ID_RNG, Vec::new(), entropy)?;
+        if let Some(vsock) = &config.vsock {
+            let settings = VsockConfig { guest_cid: vsock.guest_cid, path: vsock.socket.clone() };
+            let space = u64::from(vsock.guest_cid).to_le_bytes().to_vec();
+            let notes = self.notes.clone();
+            // The third queue is for events, of which there are none.
+            self.add("vsock", VIRTIO_ID_VSOCK, 3, space, move |memory| {
+                vsock::backend::device(settings, memory, notes)
+            })?;
+        }
+        if !config.shares.is_empty() {
+            self.add_shares(config)?;
+        }
+        if let Some(network) = &config.network {
+            let stream: OwnedFd = inherited.get(network.fd)?;
+            let card = Card::new(stream, network.mac, network.mtu, self.notes.clone());
+            let card = card.map_err(|error| KvmError::Device("network", error))?;
+            let space = card.config_space();
+            self.add_queues("network", VIRTIO_ID_NET, space, card)?;
+        }
+        Ok(())
+    }
+
+    fn add_shares(&mut self, config: &Config) -> Result<(), KvmError> {
+        let access = |read_only| if read_only { Access::ReadOnly } else { Access::ReadWrite };
+        let shares: Vec<Share> = config
+            .shares
+            .iter()
+            .map(|share| Share {
+                name: share.name.clone(),
+                host: share.path.clone(),
+                access: access(share.read_only),
+            })
+            .collect();
+        let shared = SharedDirs::open(&shares, fs::backend::raise_file_limit())
+            .map_err(|error| KvmError::Device("fs", io::Error::other(error)))?;
+        // The tag, then the number of request queues.
+        let mut space = TAG.as_bytes().to_vec();
+        space.resize(TAG_BYTES, 0);
+        space.extend(1_u32.to_le_bytes());
+        let notes = self.notes.clone();
+        self.add("fs", VIRTIO_ID_FS, 2, space, move |memory| fs::backend::confined(shared, memory, notes))
+    }
+
+    fn add_queues<Q: crate::devices::queues::Queues>(
+        &mut self,
+        name: &'static str,
+        id: u32,
+        space: Vec<u8>,
+        queues: Q,
+    ) -> Result<(), KvmError> {
+        let notes = self.notes.clone();
+        self.add(name, id, Q::COUNT, space, move |memory| {
+            QueueDevice::new(queues, memory, notes).map_err(|error| error.to_string())
+        })
+    }
+
+    fn add<D: Device>(
+        &mut self,
+        name: &'static str,
+        id: u32,
+        queues: usize,
+        space: Vec<u8>,
+        make: impl FnOnce(Memory) -> Result<D, String> + Send + 'static,
+    ) -> Result<(), KvmError> {
+        let index = self.made.len();
+        if index >= MAX_DEVICES {
+            return Err(KvmError::TooManyDevices(index + 1));
+        }
+        let (interrupt, file) = guest_memory::event().map_err(|error| KvmError::Device(name, error))?;
+        self.vm.register_irqfd(&interrupt, FIRST_INTERRUPT + index as u32).map_err(failed("KVM_IRQFD"))?;
+        let carrier = Carrier::start(name, &self.memory, &file, self.notes.clone(), make)?;
+        let notify = IoEventAddress::Mmio(DEVICES + index as u64 * DEVICE_BYTES + QUEUE_NOTIFY);
+        for (queue, kick) in (0_u32..).zip(carrier.kicks()) {
+            self.vm.register_ioevent(kick, &notify, queue).map_err(failed("KVM_IOEVENTFD"))?;
+        }
+        self.made.push(Transport::new(name, id, queues, space, Box::new(carrier), self.notes.clone()));
+        Ok(())
+    }
+}
+
+fn map_memory(vm: &VmFd, mib: u32, pages: Pages) -> Result<GuestMemoryMmap, KvmError> {
+    let failed = |error| KvmError::Memory(mib, error);
+    let mut regions = Vec::new();
+    for (slot, (start, size)) in (0..).zip(layout::memory(u64::from(mib) << 20)) {
+        let size = usize::try_from(size).map_err(|e| failed(io::Error::other(e)))?;
+        let mapping = guest_memory::map(size, pages == Pages::Latency).map_err(failed)?;
+        let region = GuestRegionMmap::new(mapping, GuestAddress(start))
+            .ok_or_else(|| failed(io::Error::other("it ends beyond all addresses")))?;
+        guest_memory::give(vm, slot, &region).map_err(|e| KvmError::Kvm("KVM_SET_USER_MEMORY_REGION", e))?;
+        regions.push(region);
+    }
+    let memory = GuestMemoryMmap::from_regions(regions).map_err(|e| failed(io::Error::other(e)))?;
+    debug_assert!(memory.num_regions() > 0);
+    Ok(memory)
+}
+
+/// The words of the devices: size, address, interrupt (Documentation/admin-guide/kernel-parameters.txt).
+fn command_line(given: &str, devices: usize) -> String {
+    let mut line = given.to_owned();
+    for index in 0..devices {
+        let address = DEVICES + index as u64 * DEVICE_BYTES;
+        line += &format!(" virtio_mmio.device=4K@{address:#x}:{}", FIRST_INTERRUPT + index as u32);
+    }
+    line
+}
+
+fn open(what: &'static str, path: &std::path::Path, write: bool) -> Result<File, KvmError> {
+    let opened = OpenOptions::new().read(true).write(write).open(path);
+    opened.map_err(|source| KvmError::File { what, path: path.to_owned(), source })
+}
+
+fn failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> KvmError {
+    move |error| KvmError::Kvm(what, error.into())
+}
