@@ -13,9 +13,29 @@ mod host_agent {
 
     const FILES: [&str; 4] = ["agent.proto", "health.proto", "nacre.proto", "ttrpc.proto"];
 
+    /// Fields of bytes, which JSON does not have.
+    const BYTES: [&str; 6] = [
+        ".grpc.WriteStreamRequest.data",
+        ".grpc.ReadStreamResponse.data",
+        ".grpc.CopyFileRequest.data",
+        ".grpc.SetIPTablesRequest.data",
+        ".grpc.GetIPTablesResponse.data",
+        ".grpc.ReseedRandomDevRequest.data",
+    ];
+
     pub fn generate() -> Result<(), Box<dyn std::error::Error>> {
         let files = protox::compile(FILES, ["proto"])?;
-        prost_build::Config::new()
+        let mut config = prost_build::Config::new();
+        if cfg!(feature = "json") {
+            config.message_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)]");
+            // A reader leaves out what is as it would be anyway, and is told what he has misspelt.
+            config.message_attribute(".", "#[serde(default, deny_unknown_fields)]");
+            config.enum_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)]");
+            for field in BYTES {
+                config.field_attribute(field, "#[serde(with = \"crate::host_agent::json::bytes\")]");
+            }
+        }
+        config
             // Ordered, and no random seed: the agent's filter need not allow getrandom(2) for a map.
             .btree_map(["."])
             // They hold secrets: what they print is written by hand.
@@ -53,6 +73,18 @@ mod host_agent {
                      }}",
                     method.input_type, method.output_type
                 );
+            }
+            if cfg!(feature = "json") {
+                text.push_str(
+                    "/// Has `visitor` visit the method of this name; nothing without one.\n\
+                     pub fn visit<V: crate::host_agent::json::Visitor>(method: &str, visitor: V) -> Option<V::Output> {\n\
+                     Some(match method {\n",
+                );
+                for method in &service.methods {
+                    let name = &method.proto_name;
+                    let _ = writeln!(text, "\"{name}\" => visitor.visit::<{name}>(),");
+                }
+                text.push_str("_ => return None,\n})\n}\n");
             }
             text.push_str("}\n");
             out.push_str(&text);

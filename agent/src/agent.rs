@@ -7,6 +7,7 @@ use crate::pulls::Pulls;
 use crate::say;
 use crate::server::Limits;
 use crate::state::{Kept, StateFile};
+use crate::stream::Mirror;
 use nacre_protocols::agent_init::{Event, HeldProcess, ReplyBody, RequestBody, Welcome};
 use nacre_protocols::host_agent::ttrpc::Code;
 use std::cell::{Cell, RefCell};
@@ -24,6 +25,7 @@ pub struct Agent {
     pub init: Rc<Init>,
     pub welcome: Welcome,
     pub containers: Containers,
+    pub mirror: Mirror,
     pub pulls: Pulls,
     pub limits: Rc<Limits>,
     /// One change of mounts at a time, so that two containers that share one wait for each other.
@@ -37,7 +39,12 @@ pub struct Agent {
 
 impl Agent {
     /// Takes back what init holds, gives up what the last agent left half done, and begins to listen to init.
-    pub async fn resume(mut edge: Edge, welcome: Welcome, state: OwnedFd) -> Result<Rc<Self>, AgentError> {
+    pub async fn resume(
+        mut edge: Edge,
+        welcome: Welcome,
+        state: OwnedFd,
+        mirror: Mirror,
+    ) -> Result<Rc<Self>, AgentError> {
         let (file, kept) = StateFile::open(state).map_err(AgentError::io("reading the state"))?;
         let containers = Containers::default();
         let mut early = Vec::new();
@@ -59,6 +66,7 @@ impl Agent {
             init,
             welcome,
             containers,
+            mirror,
             limits: Rc::default(),
             mounting: Mutex::new(()),
             oom: RefCell::default(),

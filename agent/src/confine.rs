@@ -131,6 +131,8 @@ pub const ALLOWED: &[Allowed] = &[
     (231, &[], "exit_group"),
     (232, &[], "epoll_wait: everything is waited for here"),
     (233, &[], "epoll_ctl: which descriptors"),
+    (275, &[], "splice: out of a terminal into the pipe behind it"),
+    (276, &[], "tee: looking into a stream without taking from it"),
     (281, &[], "epoll_pwait: the same"),
     (288, &[], "accept4: connections of the host"),
     (318, &[], "getrandom: seeds of hash tables and of the runtime"),

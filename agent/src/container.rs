@@ -28,6 +28,10 @@ use tokio::sync::watch;
 /// Annotations that tell a pod's own container from the others.
 const CONTAINER_TYPES: [&str; 2] = ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
 
+/// Where a container of Kubernetes says why it ended, and the annotation that says another place.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+const TERMINATION_MESSAGE_PATH: &str = "io.kubernetes.container.terminationMessagePath";
+
 /// Most processes at once, those that ended but were not waited for among them: three descriptors each, of the
 /// [`crate::confine::FILES_MIN`] that the agent has at least.
 pub const PROCESSES_MAX: usize = 1024;
@@ -92,7 +96,7 @@ impl Containers {
     /// A process that init held while there was no agent.
     pub fn take_back(&self, held: &HeldProcess, fds: Vec<OwnedFd>) -> io::Result<()> {
         let process = Process::new(held.process.clone());
-        process.born(held.terminal, held.stdin_open, fds)?;
+        process.born(held.terminal, held.stdin_open, fds, held.taken)?;
         if let HeldState::Exited(status) = held.state {
             process.exited(status);
         }
@@ -231,6 +235,7 @@ impl Agent {
             if let Some(container) = kept.containers.get_mut(id) {
                 container.program = program;
                 container.command = shown(plan.process.args.first());
+                container.termination_log = termination_log(spec);
             }
         })?;
         let process =
@@ -479,6 +484,12 @@ fn image_defaults(image: &ImageConfig) -> ImageDefaults<'_> {
     }
 }
 
+/// What is shown to the container where Kubernetes wants the reason of its end.
+fn termination_log(spec: &kata::Spec) -> Option<String> {
+    let path = spec.annotations.get(TERMINATION_MESSAGE_PATH).map_or(TERMINATION_LOG, String::as_str);
+    spec.mounts.iter().rfind(|mount| mount.destination == path).map(|mount| mount.source.clone())
+}
+
 /// A root that the host shares, or that another storage gives.
 fn guest_rootfs(spec: &kata::Spec) -> Result<Rootfs, RpcError> {
     let path = spec.root.as_ref().map_or("", |root| root.path.as_str());
@@ -493,7 +504,7 @@ fn guest_rootfs(spec: &kata::Spec) -> Result<Rootfs, RpcError> {
 fn born(process: &Process, terminal: bool, body: ReplyBody, fds: Vec<OwnedFd>) -> Result<(), RpcError> {
     match body {
         ReplyBody::Created { .. } => process
-            .born(terminal, true, fds)
+            .born(terminal, true, fds, [0; 2])
             .map_err(|error| RpcError::internal(format!("taking the streams: {error}"))),
         _ => Err(RpcError::unfitting("the creation of a process")),
     }

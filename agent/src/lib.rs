@@ -7,7 +7,7 @@
 //! | [`server`] | ttrpc: connections, frames, limits, deadlines |
 //! | [`rpc`] | one function a method of the API |
 //! | [`plan`] | pure: OCI configurations as the wire has them, for `nacre-plan` to judge |
-//! | [`agent`], [`container`], [`process`], [`storage`], [`pulls`], [`store`] | what the sandbox is |
+//! | [`agent`], [`container`], [`process`], [`stream`], [`storage`], [`pulls`], [`store`] | what the sandbox is |
 //! | [`stats`], [`metrics`] | pure: files of the kernel's as the API has them |
 //! | [`verified`] | what the puller says, as an image that can be mounted |
 //! | [`state`] | what of it outlives an agent |
@@ -30,6 +30,7 @@ pub mod state;
 pub mod stats;
 pub mod storage;
 pub mod store;
+pub mod stream;
 pub mod verified;
 
 pub use error::{AgentError, RpcError};

@@ -1,6 +1,7 @@
 //! The agent's whole life: take the descriptors that init gave, give up every right, greet init, take back what it holds,
 //! and serve the host.
 
+use nacre_agent::stream::Mirror;
 use nacre_agent::{AgentError, agent::Agent, confine, init, say, server};
 use nacre_protocols::agent_init::agent_fd;
 use std::os::fd::OwnedFd;
@@ -24,13 +25,14 @@ fn run() -> Result<(), AgentError> {
         .enable_all()
         .build()
         .map_err(AgentError::io("making the runtime"))?;
+    let mirror = Mirror::new().map_err(AgentError::io("making a pipe"))?;
     confine::confine()?;
     let tasks = tokio::task::LocalSet::new();
     tasks.block_on(&runtime, async {
         let mut edge = init::Edge::new(init)?;
         let welcome = edge.greet().await?;
         say(&format!("agent {} is up", welcome.generation));
-        let agent = Agent::resume(edge, welcome, state).await?;
+        let agent = Agent::resume(edge, welcome, state, mirror).await?;
         tokio::select! {
             ended = agent.init.ended() => Err(ended),
             served = server::serve(&agent, listener) => served,

@@ -2,37 +2,30 @@
 //!
 //! Streams are read only when the host asks, so a container that floods its output costs nothing but a full pipe.
 
+use crate::agent::Agent;
 use crate::error::RpcError;
 use crate::server::Outbound;
-use nacre_protocols::agent_init::{ExitStatus, ProcessRef};
+use crate::stream::{Chunk, READ_MAX, Stream};
+use nacre_protocols::agent_init::{ExitStatus, OutputStream, ProcessRef};
 use nacre_protocols::host_agent::ttrpc::Code;
 use nacre_protocols::init_launcher::TerminalSize;
 use rustix::io::Errno;
 use rustix::termios::Winsize;
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{OnceCell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, watch};
 
-/// Most bytes that one read gives.
-pub const READ_MAX: usize = 64 * 1024;
 /// After the process has ended, so many bytes are still read of each stream, whoever else writes to it: as many as
 /// the largest pipe holds (`/proc/sys/fs/pipe-max-size`).
-const DRAIN_MAX: usize = 1024 * 1024;
+const DRAIN_MAX: u64 = 1024 * 1024;
 
 pub struct Process {
     pub name: ProcessRef,
     /// Set when init has made the process.
     streams: OnceCell<Streams>,
     exit: watch::Sender<Option<ExitStatus>>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Output {
-    Stdout,
-    Stderr,
 }
 
 struct Streams {
@@ -45,27 +38,35 @@ struct Streams {
     writing: Mutex<()>,
 }
 
-struct Stream {
-    fd: AsyncFd<OwnedFd>,
-    drained: Cell<usize>,
-}
-
 impl Process {
     pub fn new(name: ProcessRef) -> Rc<Self> {
         let (exit, _) = watch::channel(None);
         Rc::new(Self { name, streams: OnceCell::new(), exit })
     }
 
-    /// Takes the streams as init gives them: the terminal's master; or stdin, unless it was closed, stdout and stderr.
-    pub fn born(&self, terminal: bool, stdin_open: bool, fds: Vec<OwnedFd>) -> io::Result<()> {
-        let mut fds = fds.into_iter().map(Stream::new);
-        let mut next = || fds.next().transpose();
+    /// Takes the streams as init gives them: the terminal's master and the pipe behind it; or stdin, unless it was closed,
+    /// stdout and stderr.
+    pub fn born(
+        &self,
+        terminal: bool,
+        stdin_open: bool,
+        fds: Vec<OwnedFd>,
+        taken: [u64; 2],
+    ) -> io::Result<()> {
+        let [output_taken, error_taken] = taken;
+        let stream = |which, fd, stage, taken| Stream::new(&self.name, which, fd, stage, taken);
+        let mut fds = fds.into_iter();
         let streams = if terminal {
-            let master = next()?;
+            let (master, stage) = (fds.next(), fds.next().zip(fds.next()));
+            let master =
+                master.map(|master| stream(OutputStream::Output, master, stage, output_taken)).transpose()?;
             Streams::new(true, master.clone(), master, None)
         } else {
-            let stdin = if stdin_open { next()? } else { None };
-            Streams::new(false, stdin, next()?, next()?)
+            let mut next = |which, taken| fds.next().map(|fd| stream(which, fd, None, taken)).transpose();
+            // Only written to, so what it is called does not matter.
+            let stdin = if stdin_open { next(OutputStream::Output, 0)? } else { None };
+            let stdout = next(OutputStream::Output, output_taken)?;
+            Streams::new(false, stdin, stdout, next(OutputStream::Error, error_taken)?)
         };
         // Born twice would be a fault of ours; the first streams stay.
         let _ = self.streams.set(streams);
@@ -90,35 +91,42 @@ impl Process {
         status.ok_or_else(|| RpcError::internal("the process was forgotten"))
     }
 
-    /// At least one byte, or none at end-of-file: every writer is gone, or the process is and what it wrote was read.
+    /// At least one byte, or nothing at end-of-file: every writer is gone, or the process is and what it wrote was read.
     ///
-    /// Nothing is lost when the caller gives up: bytes leave the pipe only in the step that returns them.
-    pub async fn read(&self, which: Output, length: u32, outbound: &Outbound) -> Result<Vec<u8>, RpcError> {
+    /// `received` is how much of the stream the caller has, if he says it.
+    pub async fn read(
+        &self,
+        agent: &Agent,
+        which: OutputStream,
+        length: u32,
+        received: Option<u64>,
+        outbound: &Outbound,
+    ) -> Result<Option<Chunk>, RpcError> {
         let streams = self.streams()?;
         let stream = match which {
-            Output::Stdout => &streams.stdout,
-            Output::Stderr => &streams.stderr,
+            OutputStream::Output => &streams.stdout,
+            OutputStream::Error => &streams.stderr,
         };
-        let Some(stream) = stream else { return Ok(Vec::new()) };
+        let Some(stream) = stream else { return Ok(None) };
         let length = usize::try_from(length).unwrap_or(READ_MAX).clamp(1, READ_MAX);
+        let turn = stream.turn().await;
+        if let Some(received) = received {
+            stream.take(&agent.init, received).await?;
+        }
         let mut exit = self.exit.subscribe();
         loop {
             outbound.space().await;
             let has_exited = exit.borrow_and_update().is_some();
-            if has_exited && stream.drained.get() >= DRAIN_MAX {
-                return Ok(Vec::new());
+            if has_exited && stream.drained() >= DRAIN_MAX {
+                return Ok(None);
             }
-            match stream.try_read(length) {
-                Ok(bytes) => {
-                    if has_exited {
-                        stream.drained.set(stream.drained.get() + bytes.len());
-                    }
-                    return Ok(bytes);
-                }
-                Err(Errno::AGAIN) if has_exited => return Ok(Vec::new()),
+            match stream.look(&agent.mirror, length) {
+                Ok(bytes) if bytes.is_empty() => return Ok(None),
+                Ok(bytes) => return Ok(Some(stream.chunk(bytes, turn))),
+                Err(Errno::AGAIN) if has_exited => return Ok(None),
                 Err(Errno::AGAIN) => {}
                 // A terminal that nobody has open any more.
-                Err(Errno::IO) => return Ok(Vec::new()),
+                Err(Errno::IO) => return Ok(None),
                 Err(Errno::INTR) => continue,
                 Err(errno) => return Err(RpcError::internal(format!("reading: {errno}"))),
             }
@@ -201,19 +209,5 @@ impl Streams {
         stderr: Option<Rc<Stream>>,
     ) -> Self {
         Self { terminal, stdin: RefCell::new(stdin), stdout, stderr, writing: Mutex::new(()) }
-    }
-}
-
-impl Stream {
-    fn new(fd: OwnedFd) -> io::Result<Rc<Self>> {
-        rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Rc::new(Self { fd: crate::watch(fd)?, drained: Cell::new(0) }))
-    }
-
-    fn try_read(&self, length: usize) -> Result<Vec<u8>, Errno> {
-        let mut bytes = vec![0; length];
-        let count = rustix::io::read(&self.fd, bytes.as_mut_slice())?;
-        bytes.truncate(count);
-        Ok(bytes)
     }
 }

@@ -1,6 +1,7 @@
 //! The methods of the API: which there are, what each may cost, and the functions that do the work.
 
 mod container;
+mod files;
 mod guest;
 mod nacre;
 mod network;
@@ -10,14 +11,13 @@ mod sandbox;
 
 use crate::agent::Agent;
 use crate::error::RpcError;
-use crate::server::Outbound;
+use crate::server::{Outbound, Sent};
 use nacre_protocols::host_agent::kata::{agent_service, health};
 use nacre_protocols::host_agent::nacre::sandbox as nacre_sandbox;
 use nacre_protocols::host_agent::{Rpc, ttrpc::Code};
 use prost::Message;
 use std::pin::Pin;
 use std::rc::Rc;
-use tokio::sync::oneshot;
 
 /// What a method is given beside its message.
 #[derive(Clone)]
@@ -27,10 +27,10 @@ pub struct Context {
     pub outbound: Rc<Outbound>,
 }
 
-/// The answer to a request, and whom to tell when it was written to the host.
+/// The answer to a request, and what to do when it was written to the host.
 pub struct Reply {
     pub payload: Vec<u8>,
-    pub sent: Option<oneshot::Sender<()>>,
+    pub sent: Option<Sent>,
 }
 
 pub type Outcome = Result<Reply, RpcError>;
@@ -106,6 +106,11 @@ fn agent_route(method: &str) -> Option<Route> {
         "StatsContainer" => until_deadline(resources::stats),
         "PauseContainer" => to_the_end(SMALL, resources::pause),
         "ResumeContainer" => to_the_end(SMALL, resources::resume),
+        "CopyFile" => to_the_end(DATA, files::copy),
+        "UpdateEphemeralMounts" => to_the_end(SMALL, files::update_ephemeral_mounts),
+        "RemoveStaleVirtiofsShareMounts" => to_the_end(SMALL, files::remove_stale_shares),
+        "GetVolumeStats" => until_deadline(files::volume_stats),
+        "GetDiagnosticData" => until_deadline(files::diagnostic_data),
         "UpdateContainer" => to_the_end(SMALL, resources::update),
         "CreateContainer" => to_the_end(LARGE, container::create),
         "StartContainer" => to_the_end(SMALL, container::start),
@@ -217,7 +222,7 @@ mod tests {
     fn only_methods_of_the_api_have_a_route() {
         let all = agent_service::METHODS.iter().filter(|method| agent_route(method).is_some()).count();
         let refused = agent_service::METHODS.iter().filter(|method| absence(method).is_some()).count();
-        assert_eq!((all, refused), (28, 9));
+        assert_eq!((all, refused), (33, 9));
         assert!(agent_service::METHODS.iter().all(|it| agent_route(it).is_none() || absence(it).is_none()));
         assert!(health::METHODS.iter().all(|method| health_route(method).is_some()));
         assert!(nacre_sandbox::METHODS.iter().all(|method| nacre_route(method).is_some()));

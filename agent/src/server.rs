@@ -4,7 +4,7 @@ mod connection;
 mod outbound;
 mod socket;
 
-pub use outbound::Outbound;
+pub use outbound::{Outbound, Sent};
 
 use crate::agent::Agent;
 use crate::error::AgentError;

@@ -72,6 +72,8 @@ pub struct KeptContainer {
     pub mounts: Vec<String>,
     /// Its first process was waited for.
     pub waited: bool,
+    /// In the guest: where it says why it ended.
+    pub termination_log: Option<String>,
     /// Manifest of the image that it was made of, and its layers: they stay in the store.
     pub image: Option<Sha256>,
     pub layers: Vec<Sha256>,

@@ -16,6 +16,9 @@ const STORAGES_MAX: usize = 128;
 const OPTIONS_MAX: usize = 64;
 /// Of a directory, where the host gives none.
 const DIRECTORY_MODE: u32 = 0o777;
+/// Of a tmpfs, where neither the host gives one.
+const TMPFS_MODE: u32 = 0o1777;
+const SET_GROUP_ID: u32 = 0o2000;
 
 impl Agent {
     /// Mounts what is not yet mounted and counts `container` as a user of each mount point; with `None` they belong to the
@@ -55,6 +58,32 @@ impl Agent {
             }
             is_mounted
         })
+    }
+
+    /// Gives tmpfs that are mounted other options.
+    pub async fn change_ephemeral(&self, storages: &[Storage]) -> Result<(), RpcError> {
+        if storages.len() > STORAGES_MAX {
+            return Err(RpcError::invalid(format!("storages: more than {STORAGES_MAX}")));
+        }
+        let mut steps = Vec::new();
+        for storage in storages {
+            match step(storage)? {
+                StorageStep::Tmpfs { mount_point, data, .. } => {
+                    if !self.kept(|kept| kept.mounts.contains_key(&storage.mount_point)) {
+                        return Err(RpcError::invalid(format!("storage {mount_point} is not mounted")));
+                    }
+                    steps.push(StorageStep::ChangeTmpfs { mount_point, data });
+                }
+                // Its size is that of the huge pages there are.
+                StorageStep::HugePages { .. } => {}
+                _ => {
+                    let message = format!("storage {:?} is not ephemeral", storage.mount_point);
+                    return Err(RpcError::invalid(message));
+                }
+            }
+        }
+        let _turn = self.mounting.lock().await;
+        self.apply(steps).await
     }
 
     /// Gives back what a container used; unmounts what nobody else does.
@@ -109,7 +138,14 @@ fn step(storage: &Storage) -> Result<StorageStep, RpcError> {
             let (data, attributes) = tmpfs_options(&storage.options);
             Ok(StorageStep::Tmpfs { mount_point, data, attributes })
         }
-        ("local", _) => Ok(StorageStep::Directory { mode: mode(&storage.options)?, path: mount_point }),
+        ("ephemeral", "hugetlbfs") => {
+            let (data, attributes) = tmpfs_options(&storage.options);
+            Ok(StorageStep::HugePages { mount_point, data, attributes })
+        }
+        ("local", _) => {
+            let (mode, group) = directory_options(&storage.options)?;
+            Ok(StorageStep::Directory { path: mount_point, mode, group })
+        }
         (driver, fstype) => Err(RpcError::unsupported(format!(
             "storage {mount_point}: driver {driver:?} with file system {fstype:?}"
         ))),
@@ -130,6 +166,7 @@ fn virtio_fs(storage: &Storage, mount_point: String) -> Result<StorageStep, RpcE
 fn tmpfs_options(options: &[String]) -> (Vec<String>, MountAttributes) {
     let mut attributes = MountAttributes::default();
     let mut data = Vec::new();
+    let (mut mode, mut group) = (None, None);
     for option in options {
         match option.as_str() {
             "ro" => attributes.read_only = true,
@@ -137,29 +174,42 @@ fn tmpfs_options(options: &[String]) -> (Vec<String>, MountAttributes) {
             "nodev" => attributes.no_dev = true,
             "noexec" => attributes.no_exec = true,
             "" | "rw" | "relatime" | "defaults" => {}
-            // A group for the files of a volume, which tmpfs calls otherwise.
-            option => match option.strip_prefix("fsgid=") {
-                Some(group) => data.push(format!("gid={group}")),
-                None => data.push(option.to_owned()),
+            option => match option.split_once('=') {
+                // A group for the files of a volume, which tmpfs calls otherwise.
+                Some(("fsgid", number)) => group = Some(number),
+                Some(("mode", octal)) => mode = Some(octal),
+                _ => data.push(option.to_owned()),
             },
+        }
+    }
+    // What is made in it later belongs to the group, too.
+    match (mode, group) {
+        (None, None) => {}
+        (Some(octal), None) => data.push(format!("mode={octal}")),
+        (octal, Some(group)) => {
+            let mode = octal.and_then(octal_mode).unwrap_or(TMPFS_MODE) | SET_GROUP_ID;
+            data.extend([format!("mode={mode:o}"), format!("gid={group}")]);
         }
     }
     (data, attributes)
 }
 
-/// Of a directory; it has no other option.
-fn mode(options: &[String]) -> Result<u32, RpcError> {
-    let mut mode = DIRECTORY_MODE;
+/// Mode and group of a directory. What is made in it later belongs to the group, too.
+fn directory_options(options: &[String]) -> Result<(u32, Option<u32>), RpcError> {
+    let (mut mode, mut group) = (DIRECTORY_MODE, None);
     for option in options {
-        let Some(octal) = option.strip_prefix("mode=") else {
-            return Err(RpcError::unsupported(format!("storage option {option:?} of a directory")));
-        };
-        mode = u32::from_str_radix(octal, 8)
-            .ok()
-            .filter(|mode| *mode <= 0o7777)
-            .ok_or_else(|| RpcError::invalid(format!("storage option {option:?} is no mode")))?;
+        let invalid = || RpcError::invalid(format!("storage option {option:?} of a directory"));
+        match option.split_once('=') {
+            Some(("mode", octal)) => mode = octal_mode(octal).ok_or_else(invalid)?,
+            Some(("fsgid", number)) => group = Some(number.parse().map_err(|_| invalid())?),
+            _ => return Err(RpcError::unsupported(format!("storage option {option:?} of a directory"))),
+        }
     }
-    Ok(mode)
+    Ok((if group.is_some() { mode | SET_GROUP_ID } else { mode }, group))
+}
+
+fn octal_mode(octal: &str) -> Option<u32> {
+    u32::from_str_radix(octal, 8).ok().filter(|mode| *mode <= 0o7777)
 }
 
 fn beneath_run_dir(path: &str) -> Result<String, RpcError> {
@@ -203,13 +253,21 @@ mod tests {
         let options = ["noexec", "nosuid", "nodev", "mode=1777", "size=67108864"];
         let expected = StorageStep::Tmpfs {
             mount_point: shm.into(),
-            data: vec!["mode=1777".into(), "size=67108864".into()],
+            data: vec!["size=67108864".into(), "mode=1777".into()],
             attributes: MountAttributes { no_exec: true, no_suid: true, no_dev: true, ..Default::default() },
         };
         assert_eq!(step(&storage("ephemeral", shm, &options)), Ok(expected));
         let local = "/run/kata-containers/sandbox/storage/x";
-        let expected = StorageStep::Directory { path: local.into(), mode: 0o750 };
+        let expected = StorageStep::Directory { path: local.into(), mode: 0o750, group: None };
         assert_eq!(step(&storage("local", local, &["mode=0750"])), Ok(expected));
+        let expected = StorageStep::Directory { path: local.into(), mode: 0o2777, group: Some(5) };
+        assert_eq!(step(&storage("local", local, &["fsgid=5"])), Ok(expected));
+        let Ok(StorageStep::Tmpfs { data, .. }) = step(&storage("ephemeral", shm, &["fsgid=5"])) else {
+            panic!("no tmpfs")
+        };
+        assert_eq!(data, ["mode=3777", "gid=5"]);
+        let pages = Storage { fstype: "hugetlbfs".into(), ..storage("ephemeral", shm, &["pagesize=2M"]) };
+        assert!(matches!(step(&pages), Ok(StorageStep::HugePages { .. })));
     }
 
     #[test]
@@ -220,7 +278,8 @@ mod tests {
             ("virtio-fs", "/run/kata-containers", &[], Code::InvalidArgument, "mount point"),
             ("virtio-fs", "/run/kata-containers/../nacre", &[], Code::InvalidArgument, ".."),
             ("local", good, &["mode=9"], Code::InvalidArgument, "mode=9"),
-            ("local", good, &["mode=0777", "fsgid=5"], Code::Unimplemented, "fsgid=5"),
+            ("local", good, &["fsgid=five"], Code::InvalidArgument, "fsgid=five"),
+            ("local", good, &["size=5"], Code::Unimplemented, "size=5"),
             ("blk", good, &[], Code::Unimplemented, "\"blk\""),
         ] {
             let error = step(&storage(driver, mount_point, options)).unwrap_err();

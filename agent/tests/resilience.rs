@@ -94,11 +94,73 @@ fn exec(client: &mut Client, container: &str, exec: &str) {
 }
 
 fn read(container: &str, exec: &str, len: u32) -> kata::ReadStreamRequest {
-    kata::ReadStreamRequest { container_id: container.into(), exec_id: exec.into(), len }
+    kata::ReadStreamRequest { container_id: container.into(), exec_id: exec.into(), len, received: None }
 }
 
 fn wait(container: &str, exec: &str) -> kata::WaitProcessRequest {
     kata::WaitProcessRequest { container_id: container.into(), exec_id: exec.into() }
+}
+
+/// Asks so much without reading that answers wait in the agent; not so much that it does not read any more.
+fn fill(client: &mut Client) {
+    for _ in 0..5000 {
+        client.send::<health::Version>(&kata::CheckRequest::default(), Duration::ZERO);
+    }
+}
+
+fn read_all(client: &mut Client, exec: &str, length: usize) -> Vec<u8> {
+    let mut all = Vec::new();
+    while all.len() < length {
+        let data = client.call::<ReadStdout>(&read("c", exec, 1000)).unwrap().data;
+        assert!(!data.is_empty(), "the stream ended after {} bytes", all.len());
+        all.extend(data);
+    }
+    all
+}
+
+#[test]
+fn what_was_read_and_not_sent_is_read_again() {
+    if !can_run() {
+        return;
+    }
+    let mut sandbox = Sandbox::new();
+    let mut client = sandbox.connect();
+    create_and_start(&mut client, "c");
+    let request = kata::ExecProcessRequest {
+        container_id: "c".into(),
+        exec_id: "t".into(),
+        process: Some(kata::Process { args: vec!["/bin/app".into()], terminal: true, ..Default::default() }),
+        ..Default::default()
+    };
+    client.call::<ExecProcess>(&request).unwrap();
+    let written: Vec<u8> = (0..300).flat_map(|number| format!("line {number}\n").into_bytes()).collect();
+    for exec in ["", "t"] {
+        let mut stdout = sandbox.init.stream("c", exec, |process| &process.stdout);
+        stdout.write_all(&written).unwrap();
+    }
+    let expected = |exec: &str| match exec {
+        "" => written.clone(),
+        // As a terminal writes it.
+        _ => String::from_utf8(written.clone()).unwrap().replace('\n', "\r\n").into_bytes(),
+    };
+    for (exec, dies) in [("", false), ("t", false), ("", true), ("t", true)] {
+        let mut deaf = sandbox.connect();
+        fill(&mut deaf);
+        deaf.send::<ReadStdout>(&read("c", exec, 1000), Duration::ZERO);
+        check(&mut sandbox.connect());
+        std::thread::sleep(Duration::from_millis(100));
+        if dies {
+            sandbox.kill_agent();
+            sandbox.start_agent();
+        }
+        drop(deaf);
+        let mut client = sandbox.connect();
+        let expected = expected(exec);
+        if dies {
+            let found = read_all(&mut client, exec, expected.len());
+            assert_eq!(String::from_utf8_lossy(&found), String::from_utf8_lossy(&expected), "{exec:?}");
+        }
+    }
 }
 
 fn check(client: &mut Client) {
@@ -412,8 +474,11 @@ fn killing_the_agent_over_and_over_keeps_the_container() {
         sandbox.init.stream("c", "", |process| &process.stdout).write_all(&[round]).unwrap();
         sandbox.kill_agent();
         sandbox.start_agent();
-        let data = sandbox.connect().call::<ReadStdout>(&read("c", "", 10)).unwrap().data;
-        assert_eq!(data, [round]);
+        // Who says what he has misses nothing and gets nothing twice.
+        let request = kata::ReadStreamRequest { received: Some(round.into()), ..read("c", "", 10) };
+        for _ in 0..2 {
+            assert_eq!(sandbox.connect().call::<ReadStdout>(&request).unwrap().data, [round]);
+        }
     }
 }
 

@@ -63,7 +63,12 @@ fn exec_request(container: &str, exec: &str, terminal: bool) -> kata::ExecProces
 }
 
 fn read_request(container: &str, exec: &str) -> kata::ReadStreamRequest {
-    kata::ReadStreamRequest { container_id: container.into(), exec_id: exec.into(), len: 32768 }
+    kata::ReadStreamRequest {
+        container_id: container.into(),
+        exec_id: exec.into(),
+        len: 32768,
+        received: None,
+    }
 }
 
 fn wait_request(container: &str, exec: &str) -> kata::WaitProcessRequest {

@@ -5,9 +5,10 @@ use crate::console::say;
 use crate::launch::Purpose;
 use crate::requests::stdio_fds;
 use crate::serve::{Init, decode_status};
-use crate::table::{Container, State, Stdio};
+use crate::table::{Container, State};
 use nacre_protocols::agent_init::{
     Event, ExitStatus, Failure, FailureKind, InterfaceState, NetworkState, ProcessRef, ReplyBody, RouteState,
+    Usage,
 };
 use nacre_protocols::init_launcher::{
     InterfaceFound, LaunchFailure, LaunchStage, Mode, Outcome, Plan, RouteFound, STATUS_MAX, Status,
@@ -46,14 +47,23 @@ impl Init {
             (Purpose::Process { container, exec }, Status::Failed(error)) => {
                 self.process_failed(container, exec, launch_failure(error));
             }
-            (Purpose::Storage { tag }, Status::Done(_)) => self.reply(*tag, Ok(ReplyBody::Done)),
+            (Purpose::Storage { tag }, Status::Done(outcome)) => {
+                let body = match outcome {
+                    Outcome::Usage { bytes, inodes } => {
+                        ReplyBody::Usage { bytes: usage(bytes), inodes: usage(inodes) }
+                    }
+                    Outcome::Content { bytes } => ReplyBody::Content(bytes),
+                    Outcome::Applied | Outcome::Network { .. } => ReplyBody::Done,
+                };
+                self.reply(*tag, Ok(body));
+            }
             (Purpose::Network { tag }, Status::Done(Outcome::Network { interfaces, routes })) => {
                 let routes = routes.into_iter().map(route_state).collect();
                 let interfaces = interfaces.into_iter().map(interface_state).collect();
                 self.reply(*tag, Ok(ReplyBody::Network(NetworkState { interfaces, routes })));
             }
             (Purpose::Update { tag }, Status::Done(_)) => self.reply(*tag, Ok(ReplyBody::Done)),
-            (Purpose::Network { tag }, Status::Done(Outcome::Applied)) => {
+            (Purpose::Network { tag }, Status::Done(_)) => {
                 self.reply(*tag, Ok(ReplyBody::Network(NetworkState::default())));
             }
             (
@@ -80,7 +90,7 @@ impl Init {
             return;
         };
         if process.terminal {
-            process.stdio = Stdio { input: fds.into_iter().next(), ..Stdio::default() };
+            process.stdio.input = fds.into_iter().next();
         }
         let State::Launching { tag } = process.state else { return };
         if exec.is_empty() {
@@ -308,6 +318,10 @@ fn launch_failure(error: LaunchFailure) -> Failure {
         _ => FailureKind::System,
     };
     failure(kind, error.message)
+}
+
+fn usage(found: nacre_protocols::init_launcher::Usage) -> Usage {
+    Usage { total: found.total, used: found.used, available: found.available }
 }
 
 fn interface_state(interface: InterfaceFound) -> InterfaceState {

@@ -89,6 +89,12 @@ impl Init {
                 }
                 Ok(Some(ReplyBody::Done))
             }
+            (RequestBody::Take { process, stream, upto }, _) => {
+                let null = self.null.try_clone().map_err(system("/dev/null"))?;
+                let process = self.process_mut(&process)?;
+                process.take(stream, upto, &null).map_err(system("taking bytes out of a stream"))?;
+                Ok(Some(ReplyBody::Done))
+            }
             (RequestBody::Forget { process }, _) => self.forget(&process),
             (RequestBody::Freeze { id, frozen }, _) => self.freeze(&id, frozen),
             (RequestBody::Update { id }, Some(plan)) => self.update(tag, &id, &plan),
@@ -244,13 +250,19 @@ impl Init {
     ) -> io::Result<(Process, Option<OwnedFd>, OwnedFd)> {
         let null = self.null.try_clone()?;
         let (streams, stdio) = if terminal {
-            ([null.try_clone()?, null.try_clone()?, null], Stdio::default())
+            let (stage_read, stage_write) = pipe()?;
+            let stdio = Stdio { output: Some(stage_read), error: Some(stage_write), ..Stdio::default() };
+            ([null.try_clone()?, null.try_clone()?, null], stdio)
         } else {
             let (input_read, input_write) = pipe()?;
             let (output_read, output_write) = pipe()?;
             let (error_read, error_write) = pipe()?;
-            let stdio =
-                Stdio { input: Some(input_write), output: Some(output_read), error: Some(error_read) };
+            let stdio = Stdio {
+                input: Some(input_write),
+                output: Some(output_read),
+                error: Some(error_read),
+                taken: [0; 2],
+            };
             ([input_read, output_write, error_write], stdio)
         };
         let gate = if mode == Mode::Create { Some(pipe()?) } else { None };
@@ -344,8 +356,16 @@ impl Init {
 
     fn remove_container(&mut self, tag: u32, id: &str) -> Answer {
         let container = self.container_mut(id)?;
-        if container.removal.is_some() {
-            return Err(failure(FailureKind::State, format!("container {id} is being removed")));
+        match &mut container.removal {
+            None => {}
+            // One that never came to be, whose removal nobody waits for yet.
+            Some(removal) if removal.tag.is_none() => {
+                removal.tag = Some(tag);
+                return Ok(None);
+            }
+            Some(_) => {
+                return Err(failure(FailureKind::State, format!("container {id} is being removed")));
+            }
         }
         container.removal = Some(Removal { tag: Some(tag), since: Instant::now(), files: false });
         container.gate = None;
@@ -421,7 +441,7 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
 }
 
-/// In the order of the edge: the terminal's master, or stdin (unless closed), stdout, stderr.
+/// In the order of the edge: the terminal's master and the pipe behind it; or stdin (unless closed), stdout, stderr.
 pub(crate) fn stdio_fds(stdio: &Stdio) -> Vec<BorrowedFd<'_>> {
     [&stdio.input, &stdio.output, &stdio.error].into_iter().flatten().map(AsFd::as_fd).collect()
 }

@@ -1,14 +1,19 @@
 //! What init holds: containers, their processes, and everything of theirs that must outlive an agent.
 
 use crate::cgroup::Cgroup;
-use nacre_protocols::agent_init::{ExitStatus, HeldProcess, HeldState, ProcessRef};
+use nacre_protocols::agent_init::{ExitStatus, HeldProcess, HeldState, OutputStream, ProcessRef};
+use rustix::io::Errno;
+use rustix::pipe::{SpliceFlags, splice};
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 /// Most containers of a sandbox, and most processes that one container may have by exec at a time.
 pub const CONTAINERS_MAX: usize = 256;
 pub const EXECS_MAX: usize = 512;
+/// Most bytes that are taken out of a stream in one step: what the largest pipe holds.
+const TAKE_MAX: usize = 1024 * 1024;
 
 pub struct Container {
     pub cgroup: Cgroup,
@@ -54,9 +59,11 @@ pub struct Process {
 pub struct Stdio {
     /// Write end of stdin, or the pty's master.
     pub input: Option<OwnedFd>,
-    /// Read ends; none with a terminal.
+    /// Read ends. With a terminal both ends of one pipe: what an agent has taken out of the master and not sent is in it.
     pub output: Option<OwnedFd>,
     pub error: Option<OwnedFd>,
+    /// Bytes that were taken out of either.
+    pub taken: [u64; 2],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +97,29 @@ impl Process {
             terminal: self.terminal,
             state,
             stdin_open: self.stdio.input.is_some(),
+            taken: self.stdio.taken,
         })
+    }
+
+    /// Takes bytes out of a stream, so that `upto` in all have been. The count is kept here, beside the bytes, so that it is
+    /// true whoever dies.
+    pub fn take(&mut self, stream: OutputStream, upto: u64, null: &OwnedFd) -> io::Result<()> {
+        let Stdio { output, error, taken: [output_taken, error_taken], .. } = &mut self.stdio;
+        let (pipe, taken) = match stream {
+            OutputStream::Output => (output, output_taken),
+            OutputStream::Error => (error, error_taken),
+        };
+        let pipe = pipe.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        while *taken < upto {
+            let left = usize::try_from(upto - *taken).unwrap_or(TAKE_MAX).min(TAKE_MAX);
+            match splice(pipe, None, null, None, left, SpliceFlags::NONBLOCK) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => *taken += count as u64,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
     }
 
     pub fn is_alive(&self) -> bool {

@@ -13,6 +13,8 @@ const STORAGE_CAPABILITIES: CapabilitySet = CapabilitySet::SYS_ADMIN
     .union(CapabilitySet::CHOWN)
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
+    // Set-group-ID directories of groups that root is not in.
+    .union(CapabilitySet::FSETID)
     .union(CapabilitySet::LEASE);
 
 /// The allocator, the end, reading the plan, reporting.
@@ -81,6 +83,8 @@ const STORAGE: &[c_long] = &[
     libc::SYS_fsopen,
     libc::SYS_fsconfig,
     libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_symlinkat,
     libc::SYS_move_mount,
     libc::SYS_umount2,
 ];

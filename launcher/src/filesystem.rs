@@ -2,8 +2,9 @@
 //! split wrongly, and the kernel's own words when it refuses.
 
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick, move_mount,
+    open_tree,
 };
 use std::fmt::Write;
 use std::io;
@@ -33,6 +34,17 @@ impl FilesystemContext {
             Some((key, value)) => self.set(key, value),
             None => fsconfig_set_flag(&self.fd, option).map_err(|error| self.explain(error.into())),
         }
+    }
+
+    /// Of the file system that is mounted at `root`.
+    pub fn of(root: impl AsFd) -> io::Result<Self> {
+        let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+        Ok(Self { fd: fspick(root, "", flags)? })
+    }
+
+    /// Gives a file system that is mounted the options that were set.
+    pub fn reconfigure(&self) -> io::Result<()> {
+        fsconfig_reconfigure(&self.fd).map_err(|error| self.explain(error.into()))
     }
 
     /// A mount that is attached nowhere yet.

@@ -67,8 +67,8 @@ fn launch(
         CheckedPlan::Create(plan) => create(&plan, Origin::of(mode), given, status),
         CheckedPlan::Exec(plan) => Err(exec(&plan, Origin::of(mode), target, Vec::new(), status)),
         CheckedPlan::Storage(steps) => {
-            storage::apply(&steps)?;
-            status.send(&Status::Done(Outcome::Applied), None)
+            let outcome = storage::apply(&steps)?;
+            status.send(&Status::Done(outcome), None)
         }
         CheckedPlan::Network(steps) => {
             let (interfaces, routes) = network::apply(&steps)?;

@@ -45,8 +45,8 @@ fn directories_files_and_mounts_are_made_and_unmade() {
     let tmpfs = StorageStep::Tmpfs { mount_point: path("shm"), data: vec!["size=1m".to_owned()], attributes };
     guest
         .storage(vec![
-            StorageStep::Directory { path: path("shared/x/y"), mode: 0o1750 },
-            StorageStep::Directory { path: path("shared/x/y"), mode: 0o1770 },
+            StorageStep::Directory { path: path("shared/x/y"), mode: 0o1750, group: None },
+            StorageStep::Directory { path: path("shared/x/y"), mode: 0o1770, group: None },
             file(b"one"),
             file(b"two"),
             tmpfs,
@@ -73,7 +73,7 @@ fn no_link_leads_a_step_out() {
     for link in ["absolute", "upwards"] {
         let beneath = |name: &str| path(&format!("{link}/{name}"));
         for step in [
-            StorageStep::Directory { path: beneath("new"), mode: 0o755 },
+            StorageStep::Directory { path: beneath("new"), mode: 0o755, group: None },
             StorageStep::File { path: beneath("new"), content: vec![1] },
             StorageStep::Tmpfs {
                 mount_point: beneath("target"),

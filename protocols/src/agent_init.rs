@@ -64,6 +64,9 @@ pub enum RequestBody {
     Signal { process: ProcessRef, signal: u8, whole_container: bool },
     /// Drop init's copy of the process's standard input, so that the agent's close becomes end-of-file.
     CloseStdin { process: ProcessRef },
+    /// Take bytes out of a stream of a process, so that `upto` in all have been taken: the host has them. With a terminal
+    /// out of the pipe behind it.
+    Take { process: ProcessRef, stream: OutputStream, upto: u64 },
     /// Drop the record and descriptors of a process that has exited.
     Forget { process: ProcessRef },
     /// Freeze every process of a container, or let them go on. Reply: [`ReplyBody::Done`] when the kernel was told.
@@ -72,7 +75,8 @@ pub enum RequestBody {
     Update { id: String },
     /// Kill what is left of a container and remove its cgroup and its writable files. Idempotent.
     RemoveContainer { id: String },
-    /// Run a storage plan. Descriptors: the plan. Reply: [`ReplyBody::Done`].
+    /// Run a storage plan. Descriptors: the plan. Reply: [`ReplyBody::Done`], or what its last step asks for:
+    /// [`ReplyBody::Usage`], [`ReplyBody::Content`].
     Storage,
     /// Run a network plan. Descriptors: the plan. Reply: [`ReplyBody::Network`].
     Network,
@@ -188,6 +192,13 @@ impl CgroupFile {
     }
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OutputStream {
+    /// Or the terminal.
+    Output,
+    Error,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PidNamespace {
     /// A fresh one: the container's process is its PID 1.
@@ -209,11 +220,17 @@ pub enum ReplyBody {
     /// Descriptors as for [`ReplyBody::Created`].
     Held(HeldProcess),
     NoMore,
-    /// Descriptors: the pty master with a terminal; else stdin's write end, stdout's and stderr's read ends.
+    /// Descriptors: with a terminal the pty's master, and read end and write end of a pipe for what the agent takes out of
+    /// the master; else stdin's write end, stdout's and stderr's read ends.
     Created {
         pid: u32,
     },
     Network(NetworkState),
+    Usage {
+        bytes: Usage,
+        inodes: Usage,
+    },
+    Content(Vec<u8>),
     /// Descriptors: the agent's end of the agent-puller edge.
     Puller,
     Report(Vec<ProcessReport>),
@@ -245,6 +262,8 @@ pub struct HeldProcess {
     pub state: HeldState,
     /// False after [`RequestBody::CloseStdin`]; then the first descriptor is missing.
     pub stdin_open: bool,
+    /// Bytes that were taken out of its output and its error stream.
+    pub taken: [u64; 2],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -322,6 +341,14 @@ pub enum FailureKind {
     LinkNotFound,
     /// A system call failed, or the launcher died.
     System,
+}
+
+/// How full a file system is: in bytes, or in inodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub total: u64,
+    pub used: u64,
+    pub available: u64,
 }
 
 /// Interfaces and main-table routes after a network plan was applied.

@@ -4,6 +4,8 @@
 //! Each service is a module with one unit type a method, which is an [`Rpc`]: `kata::agent_service::CreateContainer`,
 //! `kata::health::Check`, `nacre::sandbox::StartPull`.
 
+#[cfg(feature = "json")]
+pub mod json;
 pub mod ttrpc;
 
 /// The Kata agent API: services `grpc.AgentService` and `grpc.Health`.

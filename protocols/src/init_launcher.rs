@@ -526,14 +526,60 @@ pub enum StorageStep {
     VirtioFs { tag: String, mount_point: String, read_only: bool },
     /// A tmpfs beneath [`crate::names::KATA_RUN_DIR`].
     Tmpfs { mount_point: String, data: Vec<String>, attributes: MountAttributes },
-    /// A directory beneath [`crate::names::KATA_RUN_DIR`].
-    Directory { path: String, mode: u32 },
+    /// Huge pages of one size, beneath [`crate::names::KATA_RUN_DIR`].
+    HugePages { mount_point: String, data: Vec<String>, attributes: MountAttributes },
+    /// Other options for a tmpfs that is mounted beneath [`crate::names::KATA_RUN_DIR`].
+    ChangeTmpfs { mount_point: String, data: Vec<String> },
+    /// A directory beneath [`crate::names::KATA_RUN_DIR`]; of this group, where one is given.
+    Directory { path: String, mode: u32, group: Option<u32> },
     /// A small file beneath [`crate::names::KATA_RUN_DIR`], replaced atomically, mode 0644.
     File { path: String, content: Vec<u8> },
+    /// A file that the host sends, beneath [`crate::names::SHARED_DIR`].
+    Copy(FileCopy),
+    /// Unmount shares of the host beneath [`crate::names::SHARED_DIR`] that it does not offer any more.
+    UnmountStale,
+    /// How full the file system of a path beneath [`crate::names::KATA_RUN_DIR`] is. The plan ends with it, and with
+    /// [`Outcome::Usage`].
+    Usage { path: String },
+    /// The first bytes of a file beneath [`crate::names::KATA_RUN_DIR`]. The plan ends with it, and with
+    /// [`Outcome::Content`].
+    Read { path: String, length: u32 },
     /// Unmount and remove a directory beneath [`crate::names::KATA_RUN_DIR`]. Idempotent.
     Unmount { mount_point: String },
     /// Remove [`crate::names::UPPER_DIR`]`/<container>`. Idempotent.
     RemoveWritable { container: String },
+}
+
+/// Longest part of a file in one [`StorageStep::Copy`], and most that one [`StorageStep::Read`] gives, in bytes.
+pub const COPY_PART_MAX: usize = 512 * 1024;
+pub const READ_MAX: usize = 8 * 1024;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileCopy {
+    pub path: String,
+    pub content: Copied,
+    /// Permission bits.
+    pub mode: u32,
+    /// Of directories that are made on the way.
+    pub directory_mode: u32,
+    /// Who owns it, and directories that are made on the way; `None` is root.
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Copied {
+    Directory,
+    Link {
+        target: String,
+    },
+    /// A part of a regular file of `size` bytes. It gets its name when the last one is there: what had the name before has it
+    /// until then.
+    Part {
+        offset: u64,
+        size: u64,
+        data: Vec<u8>,
+    },
 }
 
 /// One change of the sandbox's network. The launcher keeps CAP_NET_ADMIN alone before it reads the plan.
@@ -597,7 +643,26 @@ pub enum Status {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     Applied,
-    Network { interfaces: Vec<InterfaceFound>, routes: Vec<RouteFound> },
+    /// In bytes, and in inodes.
+    Usage {
+        bytes: Usage,
+        inodes: Usage,
+    },
+    Content {
+        bytes: Vec<u8>,
+    },
+    Network {
+        interfaces: Vec<InterfaceFound>,
+        routes: Vec<RouteFound>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub total: u64,
+    pub used: u64,
+    /// To who is not root.
+    pub available: u64,
 }
 
 /// An interface, as found after a network plan.

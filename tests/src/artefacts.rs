@@ -86,7 +86,8 @@ fn build_helpers() -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .current_dir(workspace())
-        .args(["build", "--quiet", "--locked", "--release", "--package", "nacre-tests", "--bins"])
+        .args(["build", "--quiet", "--locked", "--release", "--package", "nacre-tests"])
+        .args(["--bin", "nacre-tree", "--bin", "nacre-test-init"])
         .args(["--target", STATIC_TARGET, "--target-dir"])
         .arg(&target)
         .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static")

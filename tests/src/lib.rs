@@ -4,6 +4,7 @@
 //! The tests are in `tests/tests/`, one file per group of behaviours. They want root, QEMU and the packages that
 //! `cargo xtask test` installs; what cannot run says why, and fails where the environment variable `CI` is set.
 
+pub mod agentctl;
 pub mod artefacts;
 pub mod dns;
 pub mod fixtures;

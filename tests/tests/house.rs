@@ -20,7 +20,7 @@ const EDGES: [(&str, &[&str]); 11] = [
     ("nacre-plan", &["init-launcher"]),
     ("nacre-puller", &["agent-puller", "fetcher-indexer"]),
     ("nacre", &["host-agent"]),
-    ("nacre-tests", &[]),
+    ("nacre-tests", &["host-agent", "json"]),
     ("nacre-guest-image", &[]),
     ("nacre-kernel-config", &[]),
 ];

@@ -110,7 +110,7 @@ fn answers_find_their_calls_whatever_their_order() {
                 let client = client.clone();
                 tokio::spawn(async move {
                     let id = ProcessId { container: "c".into(), exec: format!("exec-{number}") };
-                    assert_eq!(client.read_stdout(&id).await.unwrap(), id.exec.as_bytes());
+                    assert_eq!(client.read_stdout(&id, 0).await.unwrap(), id.exec.as_bytes());
                 })
             })
             .collect();

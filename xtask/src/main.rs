@@ -41,6 +41,11 @@ enum Command {
     Test(test::Options),
     /// Run a command in a machine that has a KVM of its own, on any host: `cargo xtask lab -- COMMAND`.
     Lab(lab::Options),
+    /// Call a sandbox's agent by hand, or play a trace to it; without words says how.
+    Agentctl {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<std::ffi::OsString>,
+    },
     /// Measure; prints figures with their budgets.
     Bench(bench::Options),
     /// Run the fuzz targets of the parsers, some seconds each.
@@ -60,6 +65,7 @@ fn main() -> ExitCode {
                 ExitCode::from(125)
             });
         }
+        Command::Agentctl { words } => test::agentctl(&words),
         Command::Bench(options) => bench::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
     };

@@ -228,6 +228,14 @@ fn cargo<'a>(words: impl IntoIterator<Item = &'a str>) -> Command {
     command
 }
 
+/// The client of the end-to-end tests, for people.
+pub fn agentctl(words: &[OsString]) -> anyhow::Result<()> {
+    let mut command =
+        cargo(["run", "--quiet", "--locked", "--package", END_TO_END, "--bin", "nacre-agentctl", "--"]);
+    ensure!(command.args(words).status().context("cannot run cargo")?.success(), "agentctl failed");
+    Ok(())
+}
+
 fn xtask<'a>(words: impl IntoIterator<Item = &'a str>) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap_or_else(|_| Path::new("xtask").to_owned()));
     command.args(words).current_dir(root()).stdout(Stdio::null());

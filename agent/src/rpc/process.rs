@@ -2,22 +2,18 @@
 
 use super::{Context, Outcome, Reply, method, reply};
 use crate::error::RpcError;
-use crate::process::{Output, Process};
-use nacre_protocols::agent_init::RequestBody;
+use crate::process::Process;
+use nacre_protocols::agent_init::{OutputStream, RequestBody};
 use nacre_protocols::host_agent::kata::{
-    CloseStdinRequest, Empty, ExecProcessRequest, ReadStreamRequest, ReadStreamResponse,
-    SignalProcessRequest, TtyWinResizeRequest, WaitProcessResponse, WriteStreamRequest, WriteStreamResponse,
-    agent_service,
+    CloseStdinRequest, Empty, ExecProcessRequest, ReadStreamResponse, SignalProcessRequest,
+    TtyWinResizeRequest, WaitProcessResponse, WriteStreamRequest, WriteStreamResponse, agent_service,
 };
 use nacre_protocols::init_launcher::TerminalSize;
 use std::pin::Pin;
-use tokio::sync::oneshot;
 
 method!(exec, agent_service::ExecProcess, exec_process);
 method!(signal, agent_service::SignalProcess, signal_process);
 method!(write_stdin, agent_service::WriteStdin, write);
-method!(read_stdout, agent_service::ReadStdout, read_standard_output);
-method!(read_stderr, agent_service::ReadStderr, read_standard_error);
 method!(close_stdin, agent_service::CloseStdin, close);
 method!(resize, agent_service::TtyWinResize, resize_terminal);
 
@@ -39,17 +35,16 @@ pub fn wait(context: Context, payload: Vec<u8>) -> Pin<Box<dyn Future<Output = O
         let agent = context.agent;
         let process = agent.containers.process(&request.container_id, &request.exec_id)?;
         let status = process.wait().await?;
-        let (sent, was_sent) = oneshot::channel();
         let name = process.name.clone();
-        tokio::task::spawn_local(async move {
-            if was_sent.await.is_ok() && agent.containers.process(&name.container, &name.exec).is_ok() {
-                agent.reaped(&name).await;
+        let sent = move || {
+            if agent.containers.process(&name.container, &name.exec).is_ok() {
+                tokio::task::spawn_local(async move { agent.reaped(&name).await });
             }
-        });
+        };
         let response =
             WaitProcessResponse { status: i32::from(status.code), out_of_memory: status.out_of_memory };
         let outcome = reply::<agent_service::WaitProcess>(&response);
-        outcome.map(|reply| Reply { sent: Some(sent), ..reply })
+        outcome.map(|reply| Reply { sent: Some(Box::new(sent)), ..reply })
     })
 }
 
@@ -63,27 +58,35 @@ async fn write(context: Context, request: WriteStreamRequest) -> Result<WriteStr
     Ok(WriteStreamResponse { len: request.data.len() as u32 })
 }
 
-async fn read_standard_output(
-    context: Context,
-    request: ReadStreamRequest,
-) -> Result<ReadStreamResponse, RpcError> {
-    read(context, request, Output::Stdout).await
+pub fn read_stdout(context: Context, payload: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome>>> {
+    Box::pin(read(context, payload, OutputStream::Output))
 }
 
-async fn read_standard_error(
-    context: Context,
-    request: ReadStreamRequest,
-) -> Result<ReadStreamResponse, RpcError> {
-    read(context, request, Output::Stderr).await
+pub fn read_stderr(context: Context, payload: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome>>> {
+    Box::pin(read(context, payload, OutputStream::Error))
 }
 
-async fn read(
-    context: Context,
-    request: ReadStreamRequest,
-    which: Output,
-) -> Result<ReadStreamResponse, RpcError> {
+/// What is read leaves the stream when the host has it: whoever gives up before, an agent that dies among them, leaves it to
+/// the next read.
+async fn read(context: Context, payload: Vec<u8>, which: OutputStream) -> Outcome {
+    // The messages of both methods are the same.
+    let request = super::request::<agent_service::ReadStdout>(&payload)?;
+    drop(payload);
     let process = context.agent.containers.process(&request.container_id, &request.exec_id)?;
-    Ok(ReadStreamResponse { data: process.read(which, request.len, &context.outbound).await? })
+    let agent = context.agent;
+    let read = process.read(&agent, which, request.len, request.received, &context.outbound);
+    let Some(mut chunk) = read.await? else {
+        return reply::<agent_service::ReadStdout>(&ReadStreamResponse::default());
+    };
+    let data = std::mem::take(&mut chunk.bytes);
+    let length = data.len();
+    let reply = reply::<agent_service::ReadStdout>(&ReadStreamResponse { data })?;
+    if request.received.is_some() {
+        // His next request says that he has them.
+        return Ok(reply);
+    }
+    let sent = move || drop(tokio::task::spawn_local(async move { chunk.sent(&agent.init, length).await }));
+    Ok(Reply { sent: Some(Box::new(sent)), ..reply })
 }
 
 async fn close(context: Context, request: CloseStdinRequest) -> Result<Empty, RpcError> {

@@ -12,7 +12,7 @@ use nacre_protocols::host_agent::kata::{
 };
 use nacre_protocols::host_agent::ttrpc::Code;
 use nacre_protocols::init_launcher::StorageStep;
-use nacre_protocols::names::{RESOLVER_DIR, SANDBOX_DIR};
+use nacre_protocols::names::{RESOLVER_DIR, SANDBOX_DIR, SHARED_DIR};
 use prost::Message;
 use tokio::sync::oneshot;
 
@@ -102,7 +102,9 @@ fn files(request: &CreateSandboxRequest) -> Result<Vec<StorageStep>, RpcError> {
         Ok(StorageStep::File { path: format!("{directory}/{name}"), content: content.into_bytes() })
     };
     Ok(vec![
-        StorageStep::Directory { path: SANDBOX_DIR.to_owned(), mode: 0o755 },
+        StorageStep::Directory { path: SANDBOX_DIR.to_owned(), mode: 0o755, group: None },
+        // The host shares it, or sends files into it.
+        StorageStep::Directory { path: SHARED_DIR.to_owned(), mode: 0o755, group: None },
         file(SANDBOX_DIR, "resolv.conf", resolv_conf.clone())?,
         file(SANDBOX_DIR, "hosts", hosts)?,
         file(SANDBOX_DIR, "hostname", format!("{name}\n"))?,
@@ -133,6 +135,10 @@ pub fn destroy(context: Context, payload: Vec<u8>) -> std::pin::Pin<Box<dyn Futu
             }
         });
         let outcome = reply::<agent_service::DestroySandbox>(&Empty {});
-        outcome.map(|reply| super::Reply { sent: Some(sent), ..reply })
+        // Dropped, it tells that the answer cannot be sent.
+        let sent = move || {
+            let _ = sent.send(());
+        };
+        outcome.map(|reply| super::Reply { sent: Some(Box::new(sent)), ..reply })
     })
 }

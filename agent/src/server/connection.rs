@@ -35,11 +35,11 @@ async fn write_frames(outbound: &Outbound, socket: &Socket) -> io::Result<()> {
     loop {
         let frame = outbound.next().await;
         socket.write_all(&frame.bytes).await?;
-        outbound.written(frame.bytes.len());
+        // At once: who is killed before it does what was sent again.
         if let Some(sent) = frame.sent {
-            // Nobody may wait for it any more.
-            let _ = sent.send(());
+            sent();
         }
+        outbound.written(frame.bytes.len());
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
 /// Most bytes that wait for a peer, apart from the answers to what is being worked on already.
 pub const OUTBOUND_MAX: usize = 4 * 1024 * 1024;
@@ -19,14 +19,17 @@ pub struct Outbound {
     closing: Notify,
 }
 
-/// A whole frame, and whom to tell when it was written.
+/// A whole frame, and what to do as soon as it was written.
 pub struct Frame {
     pub bytes: Vec<u8>,
-    pub sent: Option<oneshot::Sender<()>>,
+    pub sent: Option<Sent>,
 }
 
+/// Dropped without being called when the frame cannot be written any more.
+pub type Sent = Box<dyn FnOnce()>;
+
 impl Outbound {
-    /// Adds a frame. On a closed connection it is dropped, and with it who should be told.
+    /// Adds a frame. On a closed connection it is dropped, and with it what should be done.
     pub fn push(&self, frame: Frame) {
         if self.closed.get() {
             return;

@@ -3,7 +3,7 @@
 use super::{PATIENCE, eventually};
 use nacre_protocols::agent_init::{
     Event, ExitStatus, FRAME_MAX, Failure, FailureKind, FromInit, HeldProcess, HeldState, KernelFile,
-    NetworkState, ProcessRef, ProcessReport, ReplyBody, Request, RequestBody, Scratch, Welcome,
+    NetworkState, OutputStream, ProcessRef, ProcessReport, ReplyBody, Request, RequestBody, Scratch, Welcome,
 };
 use nacre_protocols::agent_puller;
 use nacre_protocols::frame;
@@ -47,6 +47,7 @@ pub struct FakeProcess {
     state: HeldState,
     outer: Vec<OwnedFd>,
     stdin_open: bool,
+    taken: [u64; 2],
     pub stdin: Option<OwnedFd>,
     pub stdout: Option<OwnedFd>,
     pub stderr: Option<OwnedFd>,
@@ -237,6 +238,7 @@ impl World {
                         terminal: fake.terminal,
                         state: fake.state,
                         stdin_open: fake.stdin_open,
+                        taken: fake.taken,
                     }),
                     fake.give(),
                 ),
@@ -264,6 +266,11 @@ impl World {
                     fake.stdin_open = false;
                     fake.outer.remove(0);
                 }
+                done
+            }
+            RequestBody::Take { process, stream, upto } => {
+                let fake = self.process(process)?;
+                fake.take(*stream, *upto);
                 done
             }
             RequestBody::Forget { process } => {
@@ -338,6 +345,7 @@ impl FakeProcess {
             state,
             outer: vec![input, output, error],
             stdin_open: true,
+            taken: [0; 2],
             stdin: Some(stdin),
             stdout: Some(stdout),
             stderr: Some(stderr),
@@ -351,15 +359,29 @@ impl FakeProcess {
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
         let slave = ioctl_tiocgptpeer(&master, flags).unwrap();
+        let (stage_read, stage_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         Self {
             terminal: true,
             state,
-            outer: vec![master],
+            outer: vec![master, stage_read, stage_write],
             stdin_open: true,
+            taken: [0; 2],
             stdin: Some(slave.try_clone().unwrap()),
             stdout: Some(slave),
             stderr: None,
         }
+    }
+
+    /// Out of the stream that init keeps, or the pipe behind its terminal.
+    fn take(&mut self, stream: OutputStream, upto: u64) {
+        let (number, from) = match stream {
+            OutputStream::Output => (0, if self.terminal { 1 } else { self.outer.len() - 2 }),
+            OutputStream::Error => (1, self.outer.len() - 1),
+        };
+        let mut bytes = vec![0; (upto - self.taken[number]) as usize];
+        let mut pipe = std::fs::File::from(self.outer[from].try_clone().unwrap());
+        std::io::Read::read_exact(&mut pipe, &mut bytes).unwrap();
+        self.taken[number] = upto;
     }
 
     fn give(&self) -> Vec<OwnedFd> {

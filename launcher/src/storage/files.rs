@@ -3,19 +3,27 @@
 use super::{STAGE, beneath};
 use crate::error::{Context, Result};
 use crate::tree::{Tree, is_missing, open_child};
+use nacre_protocols::init_launcher::Outcome;
 use nacre_protocols::names::KATA_RUN_DIR;
-use rustix::fs::{AtFlags, Mode, OFlags, chmodat, fchmod, openat, renameat, unlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, chmodat, chownat, fchmod, fstat, openat, renameat, unlinkat,
+};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount as unmount_path};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 
 /// Makes a directory, or gives the one that is there its mode.
-pub fn make_directory(path: &str, mode: u32) -> Result<()> {
+pub fn make_directory(path: &str, mode: u32, group: Option<u32>) -> Result<()> {
     let attempt = || -> io::Result<()> {
         let tree = Tree::guest(KATA_RUN_DIR)?;
         drop(tree.make_directory(beneath(path))?);
         let (parent, name) = tree.make_parent(beneath(path))?;
+        if let Some(group) = group {
+            // Before the mode: a change of owner takes set-group-ID away.
+            let group = Some(Gid::from_raw(group));
+            chownat(&parent, name, None, group, AtFlags::SYMLINK_NOFOLLOW)?;
+        }
         Ok(chmodat(&parent, name, Mode::from_raw_mode(mode), AtFlags::empty())?)
     };
     attempt().at(STAGE, || format!("making the directory {path}"))
@@ -38,6 +46,20 @@ pub fn replace(path: &str, content: &[u8]) -> Result<()> {
         written
     };
     attempt().at(STAGE, || format!("writing {} bytes to {path}", content.len()))
+}
+
+/// The first bytes of a regular file.
+pub fn read(path: &str, length: u32) -> Result<Outcome> {
+    let attempt = || -> io::Result<Outcome> {
+        let file = Tree::guest(KATA_RUN_DIR)?.open(beneath(path), OFlags::RDONLY | OFlags::NONBLOCK)?;
+        if !FileType::from_raw_mode(fstat(&file)?.st_mode).is_file() {
+            return Err(io::Error::other("it is no regular file"));
+        }
+        let mut bytes = Vec::new();
+        File::from(file).take(length.into()).read_to_end(&mut bytes)?;
+        Ok(Outcome::Content { bytes })
+    };
+    attempt().at(STAGE, || format!("reading {path}"))
 }
 
 /// Unmounts what is mounted there and removes the directory. Nothing to do where there is none.

@@ -1,17 +1,19 @@
 //! Changes init's own mount tree, step by step. This process was born in init's mount namespace.
 
+mod copy;
 mod files;
 mod kept;
 mod layer;
 mod remove;
 mod scratch;
+mod volume;
 
 use crate::check::Checked;
 use crate::error::{Context, Result};
 use crate::filesystem::{FilesystemContext, attach};
 use crate::mounts::attribute_flags;
 use crate::tree::Tree;
-use nacre_protocols::init_launcher::{LaunchStage, StorageStep};
+use nacre_protocols::init_launcher::{LaunchStage, Outcome, StorageStep};
 use nacre_protocols::names::KATA_RUN_DIR;
 use rustix::fs::Mode;
 use rustix::mount::MountAttrFlags;
@@ -26,14 +28,23 @@ const INERT: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
     .union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
 
 /// Applies the steps in order; the first failure ends it, and what was done before stays.
-pub fn apply(steps: &Checked<Vec<StorageStep>>) -> Result<()> {
+pub fn apply(steps: &Checked<Vec<StorageStep>>) -> Result<Outcome> {
     // Modes of what is made here are meant as they are written.
     rustix::process::umask(Mode::empty());
-    steps.iter().try_for_each(apply_one)
+    for step in steps.iter() {
+        match step {
+            StorageStep::Usage { path } => return volume::usage(path),
+            StorageStep::Read { path, length } => return files::read(path, *length),
+            step => apply_one(step)?,
+        }
+    }
+    Ok(Outcome::Applied)
 }
 
 fn apply_one(step: &StorageStep) -> Result<()> {
     match step {
+        // These end a plan.
+        StorageStep::Usage { .. } | StorageStep::Read { .. } => Ok(()),
         StorageStep::ScratchDisk { device, kept: false } => scratch::disk(device),
         StorageStep::ScratchDisk { device, kept: true } => scratch::kept_disk(device),
         StorageStep::ScratchTmpfs { bytes } => scratch::tmpfs(*bytes),
@@ -47,7 +58,13 @@ fn apply_one(step: &StorageStep) -> Result<()> {
         StorageStep::Tmpfs { mount_point, data, attributes } => {
             mount("tmpfs", data, attribute_flags(attributes), mount_point)
         }
-        StorageStep::Directory { path, mode } => files::make_directory(path, *mode),
+        StorageStep::HugePages { mount_point, data, attributes } => {
+            mount("hugetlbfs", data, attribute_flags(attributes), mount_point)
+        }
+        StorageStep::ChangeTmpfs { mount_point, data } => volume::change_tmpfs(mount_point, data),
+        StorageStep::Directory { path, mode, group } => files::make_directory(path, *mode, *group),
+        StorageStep::Copy(copy) => copy::apply(copy),
+        StorageStep::UnmountStale => volume::unmount_stale(),
         StorageStep::File { path, content } => files::replace(path, content),
         StorageStep::Unmount { mount_point } => files::unmount(mount_point),
         StorageStep::RemoveWritable { container } => remove::writable(container),

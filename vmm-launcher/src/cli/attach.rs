@@ -133,11 +133,13 @@ async fn copy(client: &Client, id: &ProcessId, output: Output) -> Result<bool, C
         }
         Ok::<(), rustix::io::Errno>(())
     });
+    let mut received = 0;
     loop {
         let chunk = match output {
-            Output::Stdout => client.read_stdout(id).await?,
-            Output::Stderr => client.read_stderr(id).await?,
+            Output::Stdout => client.read_stdout(id, received).await?,
+            Output::Stderr => client.read_stderr(id, received).await?,
         };
+        received += chunk.len() as u64;
         if chunk.is_empty() || sender.send(chunk).await.is_err() {
             break;
         }

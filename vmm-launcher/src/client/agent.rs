@@ -105,14 +105,15 @@ impl Client {
         Ok(Exit { code, out_of_memory })
     }
 
-    /// What the process has written; empty at the end.
-    pub async fn read_stdout(&self, id: &ProcessId) -> Result<Vec<u8>, ClientError> {
-        let request = read_request(id);
+    /// What the process has written behind the `received` bytes that are here already; empty at the end. Sent again on a lost
+    /// connection, it gives the same.
+    pub async fn read_stdout(&self, id: &ProcessId, received: u64) -> Result<Vec<u8>, ClientError> {
+        let request = read_request(id, received);
         Ok(self.call::<rpc::ReadStdout>(&request, CallRule::LONG_POLL).await?.data)
     }
 
-    pub async fn read_stderr(&self, id: &ProcessId) -> Result<Vec<u8>, ClientError> {
-        let request = read_request(id);
+    pub async fn read_stderr(&self, id: &ProcessId, received: u64) -> Result<Vec<u8>, ClientError> {
+        let request = read_request(id, received);
         Ok(self.call::<rpc::ReadStderr>(&request, CallRule::LONG_POLL).await?.data)
     }
 
@@ -197,6 +198,11 @@ impl Client {
     }
 }
 
-fn read_request(id: &ProcessId) -> kata::ReadStreamRequest {
-    kata::ReadStreamRequest { container_id: id.container.clone(), exec_id: id.exec.clone(), len: READ_LEN }
+fn read_request(id: &ProcessId, received: u64) -> kata::ReadStreamRequest {
+    kata::ReadStreamRequest {
+        container_id: id.container.clone(),
+        exec_id: id.exec.clone(),
+        len: READ_LEN,
+        received: Some(received),
+    }
 }

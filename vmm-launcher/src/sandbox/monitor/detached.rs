@@ -20,13 +20,15 @@ pub async fn look_after(client: &Client, container: &str, mut log: LogWriter) ->
     for stream in [Stream::Output, Stream::Error] {
         let (client, id, sender) = (client.clone(), id.clone(), sender.clone());
         tokio::spawn(async move {
+            let mut received = 0;
             loop {
                 let read = match stream {
-                    Stream::Output => client.read_stdout(&id).await,
-                    Stream::Error => client.read_stderr(&id).await,
+                    Stream::Output => client.read_stdout(&id, received).await,
+                    Stream::Error => client.read_stderr(&id, received).await,
                 };
                 match read {
                     Ok(data) if !data.is_empty() => {
+                        received += data.len() as u64;
                         if sender.send((stream, data)).await.is_err() {
                             return;
                         }
