@@ -15,6 +15,7 @@ use nacre_sys::fork::{Birth, fork};
 use nacre_sys::process::{Child, PidNamespace};
 use nacre_sys::seqpacket;
 use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::UnshareFlags;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -117,15 +118,16 @@ pub fn run_command(store: &Store, words: Vec<String>) -> Result<u8> {
     if options.detach {
         return Ok(0);
     }
-    let code = foreground::wait(&child, master)?;
+    let code = foreground::wait(&child, master);
+    // Also where this process cannot stand in for the container any longer: nobody else would.
     if !options.keep {
         match store.read(&id) {
             // Somebody else was faster.
             Err(CliError::NoSuchContainer(_)) => {}
-            record => lifecycle::destroy(store, &record?)?,
+            read => lifecycle::destroy(store, &read.unwrap_or(record))?,
         }
     }
-    Ok(code)
+    code
 }
 
 /// Opens the gate, if it is not open yet, and waits until the command is executed.
@@ -148,6 +150,11 @@ fn make(store: &Store, options: &Options, at_once: impl FnOnce(&ContainerPlan) -
     let inherited = take_descriptors(options.preserve)?;
     let bundle = Bundle::read(&options.bundle)?;
     let described = bundle.spec.process.as_ref();
+    if let Some(sets) = described.and_then(|process| process.capabilities.as_ref()) {
+        for name in nacre_plan::unknown_capabilities(sets) {
+            eprintln!("nacre-launcher: warning: capability {name:?} is unknown and gives nothing");
+        }
+    }
     let terminal = described.is_some_and(|process| process.terminal);
     if terminal && options.console_socket.is_none() && options.detach {
         return Err(refused(
@@ -182,8 +189,11 @@ fn make(store: &Store, options: &Options, at_once: impl FnOnce(&ContainerPlan) -
         if at_once {
             entry.write(&record)?;
             if let Some(gate) = born.gate.take() {
-                // If it has failed already, it says so below.
-                let _ = rustix::io::write(&gate, b"g");
+                match rustix::io::write(&gate, b"g") {
+                    // It has failed already, and says so below.
+                    Err(Errno::PIPE) => {}
+                    written => drop(written.doing(|| "opening the start gate".to_owned())?),
+                }
             }
         }
         let master = await_ready(&born, &record)?;

@@ -30,7 +30,7 @@ const SCHEDULER_FLAGS: [(&str, u64); 7] = [
 const IO_CLASSES: [(&str, u16); 3] =
     [("IOPRIO_CLASS_RT", 1), ("IOPRIO_CLASS_BE", 2), ("IOPRIO_CLASS_IDLE", 3)];
 /// `linux/mempolicy.h`: MPOL_*.
-const MEMORY_MODES: [(&str, u32); 7] = [
+pub const MEMORY_MODES: [(&str, u32); 7] = [
     ("MPOL_DEFAULT", 0),
     ("MPOL_PREFERRED", 1),
     ("MPOL_BIND", 2),
@@ -39,7 +39,7 @@ const MEMORY_MODES: [(&str, u32); 7] = [
     ("MPOL_PREFERRED_MANY", 5),
     ("MPOL_WEIGHTED_INTERLEAVE", 6),
 ];
-const MEMORY_FLAGS: [(&str, u32); 3] = [
+pub const MEMORY_FLAGS: [(&str, u32); 3] = [
     ("MPOL_F_NUMA_BALANCING", 1 << 13),
     ("MPOL_F_RELATIVE_NODES", 1 << 14),
     ("MPOL_F_STATIC_NODES", 1 << 15),

@@ -5,7 +5,7 @@ use crate::oci;
 use nacre_protocols::init_launcher::{Capabilities, LIST_MAX};
 
 /// In the order of their numbers, without `CAP_`.
-const NAMES: [&str; 41] = [
+pub const NAMES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
     "DAC_READ_SEARCH",
@@ -67,6 +67,18 @@ fn bits(field: &'static str, names: &[String]) -> Result<u64, PlanError> {
     Ok(names.iter().filter_map(|name| number(name)).fold(0, |bits, number| bits | 1 << number))
 }
 
+/// Names of a document that give nothing, in their order and each once (runtime specification: they are to be warned of).
+pub fn unknown(sets: &oci::Capabilities) -> Vec<&str> {
+    let lists = [&sets.bounding, &sets.effective, &sets.inheritable, &sets.permitted, &sets.ambient];
+    let mut names = Vec::new();
+    for name in lists.into_iter().flatten() {
+        if number(name).is_none() && !names.contains(&name.as_str()) {
+            names.push(name.as_str());
+        }
+    }
+    names
+}
+
 fn number(name: &str) -> Option<usize> {
     let name = name.strip_prefix("CAP_").unwrap_or(name);
     NAMES.iter().position(|known| *known == name)
@@ -94,6 +106,8 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(capabilities(Some(&sets)).unwrap().bounding, 1 | 1 << 5);
+        let twice = oci::Capabilities { ambient: sets.bounding.clone(), ..sets };
+        assert_eq!(unknown(&twice), ["CAP_TIME_TRAVEL"]);
         assert_eq!(capabilities(None).unwrap(), Capabilities::default());
     }
 }

@@ -17,6 +17,8 @@ mod process;
 mod resources;
 mod seccomp;
 
+pub use attributes::{MEMORY_FLAGS, MEMORY_MODES};
+pub use capabilities::{NAMES as CAPABILITIES, unknown as unknown_capabilities};
 pub use process::{ImageDefaults, user_by_name};
 pub use resources::limits;
 pub use seccomp::CALLS;
