@@ -481,6 +481,7 @@ fn image_defaults(image: &ImageConfig) -> ImageDefaults<'_> {
         env: &image.env,
         working_directory: &image.working_directory,
         user: &image.user,
+        volumes: &image.volumes,
     }
 }
 

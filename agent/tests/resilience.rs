@@ -15,7 +15,7 @@ use nacre_protocols::host_agent::nacre::pull_state::Stage;
 use nacre_protocols::host_agent::nacre::sandbox::*;
 use nacre_protocols::host_agent::nacre::{self, failure};
 use nacre_protocols::host_agent::ttrpc::{Code, Request as Frame, request_frame};
-use nacre_protocols::init_launcher::{Plan, Rootfs, StorageStep};
+use nacre_protocols::init_launcher::{MountKind, Plan, Rootfs, StorageStep};
 use nacre_protocols::names::{AGENT_UID, Sha256};
 use std::io::Write;
 use std::time::Duration;
@@ -517,7 +517,11 @@ fn pulled(reference: &str) -> PulledImage {
             PulledLayer { diff_id: Sha256([6; 32]), compressed: 1000, tar: 4096 },
             PulledLayer { diff_id: Sha256([7; 32]), compressed: 50, tar: 1024 },
         ],
-        process: ImageConfig { command: vec!["/from-image".into()], ..Default::default() },
+        process: ImageConfig {
+            command: vec!["/from-image".into()],
+            volumes: vec!["/data".into()],
+            ..Default::default()
+        },
         annotations: vec![("a".into(), "b".into())],
         verdict: Verdict::Unjudged,
     }
@@ -627,6 +631,7 @@ fn a_pull_is_watched_to_its_end_and_its_layers_become_the_root() {
     let Some(Plan::Create(plan)) = plan else { panic!("no plan") };
     assert_eq!(plan.rootfs, Rootfs::Layers(vec![Sha256([6; 32]), Sha256([7; 32])]));
     assert_eq!(plan.process.args, ["/from-image"]);
+    assert_eq!((plan.mounts[0].destination.as_str(), &plan.mounts[0].kind), ("/data", &MountKind::Own));
     let mounted: Vec<_> = sandbox
         .init
         .steps()

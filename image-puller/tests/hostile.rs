@@ -17,6 +17,8 @@ use std::process::{Command, Stdio};
 
 use common::*;
 use nacre_protocols::agent_puller::PullFailureKind;
+use nacre_protocols::fetcher_indexer::LAYERS_AT_ONCE;
+use nacre_protocols::names::INDEXER_MEMORY;
 use nacre_puller::digest::Digest;
 use puller::{Puller, image};
 use testing::{Block, Tar, record};
@@ -281,4 +283,48 @@ fn hostile_archives_are_refused_by_name_and_leave_nothing() {
         assert_eq!(left, 0, "{folder}");
     }
     puller.end();
+}
+
+/// A layer in gzip of so many empty files in its root, and its diff_id.
+fn many(count: usize, name_length: usize) -> (Vec<u8>, Digest) {
+    let plain = Block::new("", b'0').sealed();
+    let sum: u32 = plain.iter().map(|byte| u32::from(*byte)).sum::<u32>()
+        - plain[148..156].iter().map(|byte| u32::from(*byte)).sum::<u32>()
+        + 8 * u32::from(b' ');
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut tar = Vec::new();
+    for number in 0..count {
+        let mut block = plain;
+        let name = format!("{number:06x}{}", "n".repeat(name_length - 6));
+        block[..name.len()].copy_from_slice(name.as_bytes());
+        let sum = sum + name.bytes().map(u32::from).sum::<u32>();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        tar.extend(block);
+    }
+    tar.extend([0; 1024]);
+    encoder.write_all(&tar).unwrap();
+    (encoder.finish().unwrap(), Digest::of(&tar))
+}
+
+#[test]
+fn layers_at_their_limits_together_fit_into_the_memory_of_their_process() {
+    // As many entries as there may be, and as much of names as there is room for.
+    for (count, name_length) in [(499_000, 7), (250_000, 60)] {
+        let Some(puller) = Puller::start() else { return };
+        let peak = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", puller.indexer.pid)).unwrap();
+            let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+            peak.split_whitespace().next().unwrap().parse::<u64>().unwrap() << 10
+        };
+        let (blob, diff_id) = many(count, name_length);
+        let image = image(GZIP, &blob, diff_id);
+        let server = FakeServer::start(move |request| image.answer(request));
+        let idle = peak();
+        puller.pull(1, request(server.address)).unwrap();
+        let each = peak() - idle;
+        assert!(each > 32 << 20, "{count} entries took {each} bytes only");
+        let together = idle + LAYERS_AT_ONCE as u64 * each;
+        assert!(together < INDEXER_MEMORY, "{count} entries: {each} bytes each, {together} together");
+        puller.end();
+    }
 }

@@ -188,6 +188,13 @@ fn apply_one(mount: &Mount, root: &Tree, origin: Origin, detached: Option<OwnedF
         (MountKind::Filesystem { name, source, data }, None) => {
             place(file_system(name, source, data, attributes)?, path, root)
         }
+        (MountKind::Own, None) => {
+            let place = root.make_directory(path)?;
+            let own = clone_mount(&place, false)?;
+            changed(&own, mount, false)?;
+            attach(&own, &place)?;
+            Ok(own)
+        }
         (MountKind::Remount, None) => {
             let mounted = root.open(path, OFlags::PATH)?;
             changed(&mounted, mount, false)?;
@@ -348,5 +355,6 @@ fn kind_name(kind: &MountKind) -> String {
         MountKind::Cgroup2 => "cgroup2".to_owned(),
         MountKind::Filesystem { name, .. } => name.clone(),
         MountKind::Remount => "the same again".to_owned(),
+        MountKind::Own => "the image's volume".to_owned(),
     }
 }

@@ -319,3 +319,21 @@ fn an_agent_reaches_nothing_outside_by_the_new_fields() {
         assert!(failure.message.contains(expected), "{}", failure.message);
     }
 }
+
+#[test]
+fn a_volume_of_the_image_stays_writable_in_a_read_only_root() {
+    let Some(guest) = Guest::new() else { return };
+    fs::create_dir_all(Path::new(ROOTFS).join("data/sub")).unwrap();
+    fs::write(Path::new(ROOTFS).join("data/file"), "of the image\n").unwrap();
+    let script = "cat /data/file; touch /data/sub/new /new/file && echo written; touch /tmp/x 2>&1; \
+                  grep -c ' /data ' /proc/self/mountinfo";
+    let mut plan = container(script);
+    plan.rootfs_readonly = true;
+    plan.mounts.extend(["/data", "/new"].map(|at| mount(at, MountKind::Own)));
+    let (output, code) = guest.run(plan);
+    assert_eq!(code, 0, "{output}");
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines[..2], ["of the image", "written"], "{output}");
+    assert!(lines[2].contains("Read-only file system"), "{output}");
+    assert_eq!(lines[3], "1", "{output}");
+}

@@ -311,6 +311,9 @@ pub enum MountKind {
     },
     /// Only attributes and propagation of the mount that is there.
     Remount,
+    /// What the container's own root has there, or an empty directory, as a mount of its own: it stays writable where the root
+    /// is read-only.
+    Own,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,8 +1,10 @@
 use nacre_protocols::fetcher_indexer::LAYERS_AT_ONCE;
 use nacre_protocols::names::INDEXER_MEMORY;
 
-/// Bytes of the tree of one layer: some 300,000 entries.
+/// Bytes of the tree of one layer: [`ENTRIES_MAX`] with short names, some 300,000 with long ones.
 pub const METADATA_BYTES_MAX: u64 = 48 << 20;
+/// Entries of one layer.
+pub const ENTRIES_MAX: u32 = 500_000;
 /// What `zstd` makes at its levels up to 19 asks for 8 MiB.
 pub const ZSTD_WINDOW_BYTES_MAX: u64 = 32 << 20;
 /// Everything else of the process: its text, stacks, buffers of each layer, and page cache that is being written.
@@ -63,7 +65,7 @@ impl Default for Limits {
             ratio: 400,
             ratio_floor_bytes: 256 << 20,
             zstd_window_bytes: ZSTD_WINDOW_BYTES_MAX,
-            entries: 4 << 20,
+            entries: ENTRIES_MAX,
             metadata_bytes: METADATA_BYTES_MAX,
             path_bytes: 4095,
             component_bytes: 255,

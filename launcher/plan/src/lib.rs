@@ -96,6 +96,8 @@ pub fn container(input: Container<'_>) -> Result<ContainerPlan, PlanError> {
     let described = spec.process.as_ref().ok_or_else(|| PlanError::invalid("process", "is missing"))?;
     let mut process = process::process(described, input.user, input.image, seccomp, place)?;
     attributes::add_container(&mut process.attributes, linux)?;
+    let mut mounts = mounts::mounts(&spec.mounts, place)?;
+    mounts::add_volumes(&mut mounts, input.image.map_or(&[], |image| image.volumes))?;
     let (hostname, domainname) = host_names(spec, &namespaces.uts, input.id)?;
     Ok(ContainerPlan {
         id: input.id.to_owned(),
@@ -108,7 +110,7 @@ pub fn container(input: Container<'_>) -> Result<ContainerPlan, PlanError> {
             word => mounts::propagation(word)
                 .ok_or_else(|| PlanError::invalid("linux.rootfsPropagation", format!("{word:?}")))?,
         },
-        mounts: mounts::mounts(&spec.mounts, place)?,
+        mounts,
         devices: devices::nodes(&linux.devices)?,
         device_rules: devices::rules(linux.resources.as_ref())?,
         masked_paths: paths("linux.maskedPaths", &linux.masked_paths)?,

@@ -16,6 +16,34 @@ pub fn mounts(list: &[oci::Mount], place: Place) -> Result<Vec<Mount>, PlanError
     list.iter().map(|it| mount(it, place)).collect()
 }
 
+/// What an image says is to be a volume: where the caller mounts nothing, the image's own directory stays writable, whatever
+/// becomes of the root. Before all else, since what the caller mounts may lie in it.
+pub fn add_volumes(mounts: &mut Vec<Mount>, volumes: &[String]) -> Result<(), PlanError> {
+    const FIELD: &str = "volumes of the image";
+    let mut own: Vec<Mount> = Vec::new();
+    for volume in volumes {
+        let destination = absolute(FIELD, volume)?;
+        if destination == "/" {
+            return Err(PlanError::invalid(FIELD, "the root cannot be one"));
+        }
+        if mounts.iter().chain(&own).all(|mount| mount.destination != destination) {
+            own.push(Mount {
+                destination,
+                kind: MountKind::Own,
+                attributes: MountAttributes::default(),
+                changes: MountChanges::default(),
+                id_mapping: None,
+                propagation: None,
+            });
+        }
+    }
+    // The outer before the inner.
+    own.sort_by(|one, other| one.destination.cmp(&other.destination));
+    at_most("mounts", mounts.len() + own.len(), MOUNTS_MAX)?;
+    mounts.splice(0..0, own);
+    Ok(())
+}
+
 fn mount(mount: &oci::Mount, place: Place) -> Result<Mount, PlanError> {
     let destination = absolute("mounts.destination", &mount.destination)?;
     let mut options = Options::read(&destination, &mount.options)?;
@@ -226,6 +254,23 @@ mod tests {
             options: options.iter().map(|option| (*option).to_owned()).collect(),
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn volumes_of_an_image_come_first_unless_the_caller_mounts_there() {
+        let strings = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let given = oci::Mount { destination: "/given".into(), r#type: "tmpfs".into(), ..Default::default() };
+        let mut all = vec![mount(&given, Place::Sandbox).unwrap()];
+        add_volumes(&mut all, &strings(&["/a/b", "/given/", "/a", "/a"])).unwrap();
+        let found: Vec<(&str, bool)> =
+            all.iter().map(|mount| (mount.destination.as_str(), mount.kind == MountKind::Own)).collect();
+        assert_eq!(found, [("/a", true), ("/a/b", true), ("/given", false)]);
+        for (volume, words) in [("/", "cannot be one"), ("data", "not absolute"), ("/a/../b", "\"..\"")] {
+            let error = add_volumes(&mut Vec::new(), &strings(&[volume])).unwrap_err().to_string();
+            assert!(error.contains("volumes of the image") && error.contains(words), "{error}");
+        }
+        let many: Vec<String> = (0..=MOUNTS_MAX).map(|at| format!("/v{at}")).collect();
+        assert!(matches!(add_volumes(&mut Vec::new(), &many), Err(PlanError::TooMany { .. })));
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub struct ImageDefaults<'a> {
     pub working_directory: &'a str,
     /// `user[:group]`, or empty.
     pub user: &'a str,
+    /// Directories that stay writable.
+    pub volumes: &'a [String],
 }
 
 pub fn process(
@@ -202,6 +204,7 @@ mod tests {
             env: &strings(&["PATH=/image", "LANG=C"]),
             working_directory: "/srv",
             user: "web:www",
+            volumes: &[],
         };
         process(described, None, Some(image), None, Place::Sandbox).unwrap()
     }

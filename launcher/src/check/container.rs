@@ -108,7 +108,9 @@ fn mount(mount: &Mount, origin: Origin) -> Result<(), CheckError> {
             options("option of devpts", data, &["newinstance", "ptmxmode", "mode", "uid", "gid", "max"])
         }
         MountKind::Filesystem { name, .. } => require(origin == Origin::Host, "file system", name),
-        MountKind::Sysfs | MountKind::Mqueue | MountKind::Cgroup2 | MountKind::Remount => Ok(()),
+        MountKind::Sysfs | MountKind::Mqueue | MountKind::Cgroup2 | MountKind::Remount | MountKind::Own => {
+            Ok(())
+        }
     }
 }
 
