@@ -72,6 +72,24 @@ fn an_image_for_another_platform_is_refused_by_name() {
 }
 
 #[test]
+fn volumes_of_an_image_are_writable_where_its_root_is_not() {
+    require!(vm, tool "umoci");
+    let nacre = Nacre::new();
+    let layout = images().copy_to(nacre.guard().folder().join("volumes"));
+    layout.with_config("small", "volumes", |config| {
+        config["config"]["Volumes"] = serde_json::json!({ "/etc": {}, "/new/volume": {} });
+    });
+    // What the image has there is there; an end of the container's is an end of what was written.
+    let script =
+        "grep -c root /etc/passwd; echo x > /etc/x && echo x > /new/volume/x && echo written; echo x > /x";
+    for _ in 0..2 {
+        let words = ["run", "--read-only", &layout.reference("volumes"), "sh", "-c", script];
+        let output = nacre.run(words).exited(1);
+        output.printed("1\nwritten\n").said(&["Read-only file system"]);
+    }
+}
+
+#[test]
 fn an_image_larger_than_the_scratch_disk_says_so() {
     require!(vm, tool "debootstrap", tool "umoci", tool "buildah");
     let nacre = Nacre::new();
