@@ -3,11 +3,11 @@
 
 use crate::agent::Agent;
 use crate::error::RpcError;
-use crate::plan;
 use crate::process::Process;
 use crate::state::KeptContainer;
 use crate::storage::GUEST_PULL;
 use crate::verified::VerifiedImage;
+use crate::{devices, plan};
 use nacre_plan::{ImageDefaults, oci};
 use nacre_protocols::agent_init::{
     ExitStatus, Failure, FailureKind, HeldProcess, HeldState, PidNamespace, ProcessRef, ReplyBody,
@@ -16,7 +16,7 @@ use nacre_protocols::agent_init::{
 use nacre_protocols::agent_puller::ImageConfig;
 use nacre_protocols::host_agent::kata::{self, CreateContainerRequest, ExecProcessRequest, Storage};
 use nacre_protocols::host_agent::{CommandFailure, ttrpc::Code};
-use nacre_protocols::init_launcher::{Plan, Rootfs};
+use nacre_protocols::init_launcher::{ContainerPlan, Plan, Rootfs};
 use nacre_protocols::names::{KATA_RUN_DIR, is_valid_id};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -212,7 +212,8 @@ impl Agent {
         let (pulled, mounted): (Vec<&Storage>, Vec<&Storage>) =
             request.storages.iter().partition(|storage| storage.driver == GUEST_PULL);
         // Judged before anything is fetched or mounted; what depends on the image is judged again.
-        let document = plan::document(spec)?;
+        let mut document = plan::document(spec)?;
+        let disks = devices::disks(&request.devices, &mut document)?;
         let stand_in = ["/".to_owned()];
         let image =
             (!pulled.is_empty()).then_some(ImageDefaults { command: &stand_in, ..Default::default() });
@@ -229,6 +230,7 @@ impl Agent {
         };
         let defaults = image.as_ref().map(|image| image_defaults(image.config()));
         let plan = nacre_plan::container(input(request, &document, rootfs, defaults)?)?;
+        let plan = ContainerPlan { disks, ..plan };
         let terminal = plan.process.terminal.is_some();
         self.change(|kept| {
             let program = plan.process.seccomp.as_ref().map(|program| kept.keep_program(program));
@@ -434,10 +436,6 @@ fn check_create(request: &CreateContainerRequest) -> Result<(), RpcError> {
     let id = &request.container_id;
     if !is_valid_id(id) {
         return Err(RpcError::invalid(format!("container id {id:?} is not a valid name")));
-    }
-    if let Some(device) = request.devices.first() {
-        let name = if device.id.is_empty() { &device.container_path } else { &device.id };
-        return Err(RpcError::unsupported(format!("device {name:?} of type {:?}", device.r#type)));
     }
     if !request.shared_mounts.is_empty() {
         return Err(RpcError::unsupported("shared_mounts"));

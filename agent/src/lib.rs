@@ -18,6 +18,7 @@
 pub mod agent;
 pub mod confine;
 pub mod container;
+mod devices;
 mod error;
 pub mod init;
 pub mod metrics;

@@ -4,13 +4,13 @@ use crate::agent::Agent;
 use crate::error::RpcError;
 use nacre_protocols::agent_init::RequestBody;
 use nacre_protocols::host_agent::kata::Storage;
-use nacre_protocols::init_launcher::{MountAttributes, Plan, StorageStep};
+use nacre_protocols::init_launcher::{MountAttributes, Overlay, Plan, StorageStep};
 use nacre_protocols::names::KATA_RUN_DIR;
 
 /// Driver of an image that the guest pulls itself.
 pub const GUEST_PULL: &str = "image_guest_pull";
 /// What [`step`] understands, and [`GUEST_PULL`].
-pub const DRIVERS: [&str; 4] = ["virtio-fs", "ephemeral", "local", GUEST_PULL];
+pub const DRIVERS: [&str; 7] = ["virtio-fs", "ephemeral", "local", "blk", "mmioblk", "overlayfs", GUEST_PULL];
 /// Most storages of one request, and longest list of options of one.
 const STORAGES_MAX: usize = 128;
 const OPTIONS_MAX: usize = 64;
@@ -146,10 +146,77 @@ fn step(storage: &Storage) -> Result<StorageStep, RpcError> {
             let (mode, group) = directory_options(&storage.options)?;
             Ok(StorageStep::Directory { path: mount_point, mode, group })
         }
+        ("blk" | "mmioblk", _) => disk(storage, mount_point),
+        ("overlayfs", _) => overlay(storage, mount_point),
         (driver, fstype) => Err(RpcError::unsupported(format!(
             "storage {mount_point}: driver {driver:?} with file system {fstype:?}"
         ))),
     }
+}
+
+fn disk(storage: &Storage, mount_point: String) -> Result<StorageStep, RpcError> {
+    if let Some(option) = storage.driver_options.first() {
+        return Err(RpcError::unsupported(format!("storage {mount_point}: driver option {option:?}")));
+    }
+    let (data, attributes) = mount_options(&storage.options);
+    Ok(StorageStep::Disk {
+        device: disk_name(&storage.source)?,
+        file_system: storage.fstype.clone(),
+        data,
+        attributes,
+        mount_point,
+    })
+}
+
+/// Disks have names alone here: there is no PCI.
+pub fn disk_name(source: &str) -> Result<String, RpcError> {
+    if source.starts_with("/dev/vd") {
+        Ok(source.to_owned())
+    } else {
+        Err(RpcError::unsupported(format!("disk {source:?}: this guest has no bus to find it on, which")))
+    }
+}
+
+/// `lowerdir=A:B`, topmost first, and `upperdir=` with `workdir=`, or neither.
+fn overlay(storage: &Storage, mount_point: String) -> Result<StorageStep, RpcError> {
+    let (data, attributes) = mount_options(&storage.options);
+    let (mut lower, mut upper, mut work) = (Vec::new(), None, None);
+    for option in data {
+        match option.split_once('=') {
+            Some(("lowerdir", list)) => {
+                lower = list.split(':').map(beneath_run_dir).collect::<Result<_, _>>()?;
+            }
+            Some(("upperdir", path)) => upper = Some(beneath_run_dir(path)?),
+            Some(("workdir", path)) => work = Some(beneath_run_dir(path)?),
+            _ => return Err(RpcError::unsupported(format!("storage {mount_point}: option {option:?}"))),
+        }
+    }
+    let writable = match (upper, work) {
+        (Some(upper), Some(work)) => Some((upper, work)),
+        (None, None) => None,
+        _ => {
+            let message = format!("storage {mount_point}: upperdir and workdir are not alone");
+            return Err(RpcError::invalid(message));
+        }
+    };
+    Ok(StorageStep::Overlay(Overlay { lower, writable, attributes, mount_point }))
+}
+
+/// Options for the file system itself, and those for the mount.
+fn mount_options(options: &[String]) -> (Vec<String>, MountAttributes) {
+    let mut attributes = MountAttributes::default();
+    let mut data = Vec::new();
+    for option in options {
+        match option.as_str() {
+            "ro" => attributes.read_only = true,
+            "nosuid" => attributes.no_suid = true,
+            "nodev" => attributes.no_dev = true,
+            "noexec" => attributes.no_exec = true,
+            "" | "rw" | "relatime" | "defaults" => {}
+            option => data.push(option.to_owned()),
+        }
+    }
+    (data, attributes)
 }
 
 fn virtio_fs(storage: &Storage, mount_point: String) -> Result<StorageStep, RpcError> {
@@ -164,22 +231,15 @@ fn virtio_fs(storage: &Storage, mount_point: String) -> Result<StorageStep, RpcE
 
 /// Options for the file system itself, and those for the mount.
 fn tmpfs_options(options: &[String]) -> (Vec<String>, MountAttributes) {
-    let mut attributes = MountAttributes::default();
+    let (all, attributes) = mount_options(options);
     let mut data = Vec::new();
     let (mut mode, mut group) = (None, None);
-    for option in options {
-        match option.as_str() {
-            "ro" => attributes.read_only = true,
-            "nosuid" => attributes.no_suid = true,
-            "nodev" => attributes.no_dev = true,
-            "noexec" => attributes.no_exec = true,
-            "" | "rw" | "relatime" | "defaults" => {}
-            option => match option.split_once('=') {
-                // A group for the files of a volume, which tmpfs calls otherwise.
-                Some(("fsgid", number)) => group = Some(number),
-                Some(("mode", octal)) => mode = Some(octal),
-                _ => data.push(option.to_owned()),
-            },
+    for option in &all {
+        match option.split_once('=') {
+            // A group for the files of a volume, which tmpfs calls otherwise.
+            Some(("fsgid", number)) => group = Some(number),
+            Some(("mode", octal)) => mode = Some(octal),
+            _ => data.push(option.clone()),
         }
     }
     // What is made in it later belongs to the group, too.
@@ -271,6 +331,38 @@ mod tests {
     }
 
     #[test]
+    fn disks_and_overlays_become_steps() {
+        let good = "/run/kata-containers/sandbox/x";
+        let disk = Storage {
+            source: "/dev/vdb".into(),
+            fstype: "ext4".into(),
+            ..storage("mmioblk", good, &["ro", "noload"])
+        };
+        let expected = StorageStep::Disk {
+            device: "/dev/vdb".into(),
+            file_system: "ext4".into(),
+            data: vec!["noload".into()],
+            attributes: MountAttributes { read_only: true, ..Default::default() },
+            mount_point: good.into(),
+        };
+        assert_eq!(step(&disk), Ok(expected));
+        let at = |name: &str| format!("/run/kata-containers/{name}");
+        let options = [
+            format!("lowerdir={}:{}", at("a"), at("b")),
+            format!("upperdir={}", at("u")),
+            format!("workdir={}", at("w")),
+        ];
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        let expected = Overlay {
+            lower: vec![at("a"), at("b")],
+            writable: Some((at("u"), at("w"))),
+            attributes: MountAttributes::default(),
+            mount_point: good.into(),
+        };
+        assert_eq!(step(&storage("overlayfs", good, &options)), Ok(StorageStep::Overlay(expected)));
+    }
+
+    #[test]
     fn other_places_and_drivers_are_refused_by_name() {
         let good = "/run/kata-containers/sandbox/x";
         for (driver, mount_point, options, code, text) in [
@@ -280,7 +372,11 @@ mod tests {
             ("local", good, &["mode=9"], Code::InvalidArgument, "mode=9"),
             ("local", good, &["fsgid=five"], Code::InvalidArgument, "fsgid=five"),
             ("local", good, &["size=5"], Code::Unimplemented, "size=5"),
-            ("blk", good, &[], Code::Unimplemented, "\"blk\""),
+            ("scsi", good, &[], Code::Unimplemented, "\"scsi\""),
+            ("blk", good, &[], Code::Unimplemented, "kataShared"),
+            ("overlayfs", good, &["lowerdir=/etc"], Code::InvalidArgument, "/etc"),
+            ("overlayfs", good, &["upperdir=/run/kata-containers/u"], Code::InvalidArgument, "workdir"),
+            ("overlayfs", good, &["metacopy=on"], Code::Unimplemented, "metacopy"),
         ] {
             let error = step(&storage(driver, mount_point, options)).unwrap_err();
             assert_eq!(error.code, code, "{driver} {mount_point}");

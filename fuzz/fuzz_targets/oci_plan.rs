@@ -30,7 +30,7 @@ fuzz_target!(|data: &[u8]| {
         if let Some(seccomp) = &plan.process.seccomp {
             verify(&seccomp.program);
         }
-        let _ = check(Plan::Create(Box::new(plan)), Mode::Create, u64::MAX);
+        let _ = check(Plan::Create(Box::new(plan)), Mode::Create, u64::MAX, u32::MAX);
     }
     if let Some(described) = &spec.process {
         let process = &process(described);

@@ -11,7 +11,7 @@ const CEILING: u64 = 0xa804_25fb;
 fuzz_target!(|data: &[u8]| {
     let Ok(plan) = frame::decode::<Plan>(data, PLAN_MAX) else { return };
     for mode in Mode::ALL {
-        let process = match check(plan.clone(), mode, CEILING) {
+        let process = match check(plan.clone(), mode, CEILING, u32::MAX) {
             Ok(CheckedPlan::Create(plan)) => plan.process.clone(),
             Ok(CheckedPlan::Exec(plan)) => plan.process.clone(),
             _ => continue,

@@ -1,6 +1,7 @@
 //! What the host says on the kernel command line: `nacre.*` words; all others are the kernel's or nobody's.
 
 use crate::InitError;
+use crate::manifest::Manifest;
 
 /// Longest command line of the kernel on x86, in bytes.
 const CMDLINE_MAX: usize = 2048;
@@ -10,6 +11,7 @@ pub struct Cmdline {
     pub scratch: ScratchChoice,
     /// `nacre.store_quota=BYTES`: most that image layers may take; without it, what the disk has.
     pub store_quota: Option<u64>,
+    pub manifest: Manifest,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -24,11 +26,12 @@ pub enum ScratchChoice {
 
 pub fn read() -> Result<Cmdline, InitError> {
     let text = std::fs::read("/proc/cmdline").map_err(InitError::io("reading /proc/cmdline"))?;
-    Ok(parse(text.get(..CMDLINE_MAX).unwrap_or(&text)))
+    parse(text.get(..CMDLINE_MAX).unwrap_or(&text))
 }
 
-fn parse(text: &[u8]) -> Cmdline {
+fn parse(text: &[u8]) -> Result<Cmdline, InitError> {
     let (mut scratch, mut store_quota) = (ScratchChoice::Tmpfs(None), None);
+    let mut manifest = Manifest::default();
     for word in text.split(u8::is_ascii_whitespace).filter_map(|word| std::str::from_utf8(word).ok()) {
         if let Some(value) = word.strip_prefix("nacre.scratch=") {
             scratch = match (value.strip_prefix("tmpfs"), value.strip_prefix("kept:")) {
@@ -40,9 +43,11 @@ fn parse(text: &[u8]) -> Cmdline {
             };
         } else if let Some(value) = word.strip_prefix("nacre.store_quota=") {
             store_quota = value.parse().ok();
+        } else if manifest.word(word).is_err() {
+            return Err(InitError::Manifest { word: word.to_owned() });
         }
     }
-    Cmdline { scratch, store_quota }
+    Ok(Cmdline { scratch, store_quota, manifest })
 }
 
 #[cfg(test)]
@@ -58,10 +63,13 @@ mod tests {
             ("x nacre.scratch=tmpfs:1048576", ScratchChoice::Tmpfs(Some(1_048_576))),
             ("nacre.scratch=tmpfs:much", ScratchChoice::Tmpfs(None)),
         ] {
-            assert_eq!(parse(text.as_bytes()), Cmdline { scratch, store_quota: None }, "{text:?}");
+            let expected = Cmdline { scratch, store_quota: None, manifest: Manifest::default() };
+            assert_eq!(parse(text.as_bytes()).unwrap(), expected, "{text:?}");
         }
-        let both = parse(b"nacre.store_quota=1000 nacre.scratch=kept:/dev/vdb");
+        let all = parse(b"nacre.store_quota=1000 nacre.scratch=kept:/dev/vdb nacre.containers=3").unwrap();
         let scratch = ScratchChoice::Kept("/dev/vdb".to_owned());
-        assert_eq!(both, Cmdline { scratch, store_quota: Some(1000) });
+        let manifest = Manifest { containers: 3, ..Default::default() };
+        assert_eq!(all, Cmdline { scratch, store_quota: Some(1000), manifest });
+        assert!(parse(b"nacre.containers=many").is_err(), "a bound that was meant must be set");
     }
 }

@@ -3,13 +3,11 @@
 use nacre_protocols::init_launcher::{Mode, fd};
 use nacre_sys::process::{Child, PidNamespace, Spawn, spawn};
 use nacre_sys::seqpacket;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 const LAUNCHER: &CStr = c"/usr/libexec/nacre/nacre-launcher";
-/// The manifest's capability ceiling. Nothing narrows it yet: all that Linux has, in hex.
-const CEILING: &CStr = c"1ffffffffff";
 
 /// A launcher that was started and has not closed its status socket.
 pub struct Launch {
@@ -33,6 +31,9 @@ pub enum Purpose {
 /// What a launcher gets; what is `None` its mode does not need.
 pub struct Grant<'a> {
     pub mode: Mode,
+    /// Of capabilities, and the kinds of storage.
+    pub ceiling: u64,
+    pub storage: u32,
     pub plan: BorrowedFd<'a>,
     /// Standard streams.
     pub stdio: [BorrowedFd<'a>; 3],
@@ -57,9 +58,11 @@ pub fn launch(grant: &Grant<'_>) -> io::Result<(Child, OwnedFd)> {
     fds.extend(grant.target.map(|target| (target, fd::TARGET)));
     fds.extend(grant.inherited.iter().copied().zip(fd::INHERITED..));
     let mode = mode_word(grant.mode);
+    let hex = |number: u64| CString::new(format!("{number:x}")).unwrap_or_default();
+    let (ceiling, storage) = (hex(grant.ceiling), hex(grant.storage.into()));
     let child = spawn(&Spawn {
         program: LAUNCHER,
-        args: &[c"nacre-launcher", mode, CEILING],
+        args: &[c"nacre-launcher", mode, &ceiling, &storage],
         env: &[],
         fds: &fds,
         // Who changes a container's limits must not be bound by them.

@@ -13,6 +13,7 @@ mod files;
 mod floor;
 mod hardware;
 mod launch;
+mod manifest;
 mod progress;
 mod puller;
 mod report;
@@ -38,7 +39,7 @@ fn run() -> Result<Infallible, InitError> {
     let cgroups = cgroup::Hierarchy::prepare()?;
     floor::lay()?;
     timeline.end("init");
-    let mut init = serve::Init::new(listener, cgroups, timeline)?;
+    let mut init = serve::Init::new(listener, cgroups, timeline, cmdline.manifest)?;
     init.mount_scratch(&cmdline)?;
     init.start_agent()?;
     init.serve()
@@ -51,6 +52,8 @@ pub enum InitError {
     System { what: &'static str, source: std::io::Error },
     #[error("mounting {what}")]
     Mount { what: &'static str, source: std::io::Error },
+    #[error("the word {word:?} of the command line is not understood")]
+    Manifest { word: String },
     #[error("no scratch space: {message}")]
     Scratch { message: String },
     #[error("the agent ended {times} times in {seconds} s; its last exit code was {code}")]

@@ -243,7 +243,7 @@ impl Init {
         let started = || -> std::io::Result<_> {
             let step = StorageStep::RemoveWritable { container: id.to_owned() };
             let plan = self.seal_plan(&Plan::Storage(vec![step]))?;
-            crate::launch::launch(&self.storage_grant(Mode::Storage, plan.as_fd()))
+            crate::launch::launch(&self.own_grant(Mode::Storage, plan.as_fd()))
         };
         let followed = started().and_then(|(child, status)| {
             self.follow(child.pid, status, Purpose::RemoveFiles { container: id.to_owned() })

@@ -158,7 +158,7 @@ impl Init {
             cgroup: Some(cgroup.as_fd()),
             inherited,
             pid_namespace: PidNamespace::New,
-            ..self.storage_grant(Mode::Helper, plan.as_fd())
+            ..self.own_grant(Mode::Helper, plan.as_fd())
         };
         let (child, status) = launch(&grant)?;
         self.follow(child.pid, status, Purpose::Helper { name })?;
@@ -255,6 +255,7 @@ fn helper(
         mounts,
         devices: Vec::new(),
         device_rules: Vec::new(),
+        disks: Vec::new(),
         masked_paths: Vec::new(),
         readonly_paths: Vec::new(),
         cgroup: CgroupLimits::default(),

@@ -4,7 +4,7 @@ use crate::agent::{Phase, failure};
 use crate::cgroup::Cgroup;
 use crate::launch::{Grant, Purpose, launch};
 use crate::serve::Init;
-use crate::table::{CONTAINERS_MAX, Container, EXECS_MAX, Process, Removal, State, Stdio};
+use crate::table::{Container, EXECS_MAX, Process, Removal, State, Stdio};
 use crate::{hardware, report};
 use nacre_protocols::agent_init::{
     Failure, FailureKind, PidNamespace, ProcessRef, ReplyBody, Request, RequestBody, VERSION, Welcome,
@@ -174,8 +174,9 @@ impl Init {
         if self.containers.contains_key(&id) {
             return Err(failure(FailureKind::Exists, format!("container {id} exists")));
         }
-        if self.containers.len() >= CONTAINERS_MAX {
-            let message = format!("the sandbox has {CONTAINERS_MAX} containers, its limit");
+        let limit = self.manifest.containers;
+        if self.containers.len() >= limit {
+            let message = format!("the sandbox has {limit} containers, its limit");
             return Err(failure(FailureKind::Refused, message));
         }
         let shared = match pid_namespace {
@@ -269,6 +270,8 @@ impl Init {
         let [input, output, error] = &streams;
         let (child, status) = launch(&Grant {
             mode,
+            ceiling: self.manifest.capabilities,
+            storage: self.manifest.storage,
             plan: plan.as_fd(),
             stdio: [input.as_fd(), output.as_fd(), error.as_fd()],
             gate: gate.as_ref().map(|(read, _)| read.as_fd()),

@@ -6,12 +6,15 @@ use crate::cgroup::{Cgroup, Hierarchy, out_of_memory_kills_in};
 use crate::cmdline::{Cmdline, ScratchChoice};
 use crate::console::say;
 use crate::launch::{Grant, Launch, Purpose, launch};
+use crate::manifest::Manifest;
 use crate::puller::{Puller, StoreOptions};
 use crate::table::{Container, MemoryWatch};
 use crate::{InitError, boot};
 use nacre_protocols::agent_init::{Event, FRAME_MAX, OUTSTANDING_MAX, Request, STATE_BYTES, Scratch};
 use nacre_protocols::frame;
-use nacre_protocols::init_launcher::{LaunchFailure, Mode, PLAN_MAX, Plan, STATUS_MAX, Status, StorageStep};
+use nacre_protocols::init_launcher::{
+    LaunchFailure, Mode, PLAN_MAX, Plan, STATUS_MAX, Status, StorageStep, storage,
+};
 use nacre_sys::process::PidNamespace;
 use nacre_sys::{memfd, seqpacket, signals};
 use rustix::event::epoll;
@@ -41,6 +44,7 @@ pub struct Init {
     pub(crate) launches: BTreeMap<u64, Launch>,
     pub(crate) puller: Option<Puller>,
     pub(crate) store: StoreOptions,
+    pub(crate) manifest: Manifest,
     pub(crate) agent: Option<Agent>,
     pub(crate) null: OwnedFd,
     agent_state: OwnedFd,
@@ -52,7 +56,12 @@ pub struct Init {
 }
 
 impl Init {
-    pub fn new(listener: OwnedFd, cgroups: Hierarchy, timeline: Timeline) -> Result<Self, InitError> {
+    pub fn new(
+        listener: OwnedFd,
+        cgroups: Hierarchy,
+        timeline: Timeline,
+        manifest: Manifest,
+    ) -> Result<Self, InitError> {
         let signals = signals::descriptor(&[signals::SIGCHLD, signals::SIGTERM, signals::SIGINT])
             .map_err(InitError::io("watching signals"))?;
         let epoll =
@@ -68,6 +77,7 @@ impl Init {
             launches: BTreeMap::new(),
             puller: None,
             store: StoreOptions::default(),
+            manifest,
             agent: None,
             null: null.map_err(InitError::io("opening /dev/null"))?.into(),
             agent_state: memfd::fixed("agent-state", STATE_BYTES)
@@ -93,7 +103,7 @@ impl Init {
         };
         let plan =
             self.seal_plan(&Plan::Storage(vec![step])).map_err(|error| scratch_error(error.to_string()))?;
-        let grant = self.storage_grant(Mode::Storage, plan.as_fd());
+        let grant = self.own_grant(Mode::Storage, plan.as_fd());
         let (_child, status) = launch(&grant).map_err(InitError::io("starting the launcher"))?;
         let mut buffer = vec![0; STATUS_MAX];
         match seqpacket::receive(&status, &mut buffer) {
@@ -267,10 +277,18 @@ impl Init {
         memfd::sealed("plan", &frame::encode(plan, PLAN_MAX).map_err(io::Error::other)?)
     }
 
+    /// For plans of init's own: the manifest bounds the agent's.
+    pub(crate) fn own_grant<'a>(&'a self, mode: Mode, plan: BorrowedFd<'a>) -> Grant<'a> {
+        let grant = self.storage_grant(mode, plan);
+        Grant { ceiling: Manifest::default().capabilities, storage: storage::SCRATCH, ..grant }
+    }
+
     /// For launchers that start no container: streams from nowhere, errors to the console.
     pub(crate) fn storage_grant<'a>(&'a self, mode: Mode, plan: BorrowedFd<'a>) -> Grant<'a> {
         Grant {
             mode,
+            ceiling: self.manifest.capabilities,
+            storage: self.manifest.storage,
             plan,
             stdio: [self.null.as_fd(), self.null.as_fd(), rustix::stdio::stderr()],
             gate: None,

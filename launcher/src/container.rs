@@ -9,7 +9,7 @@ use crate::status::StatusSocket;
 use crate::terminal::Terminal;
 use crate::tree::Tree;
 use crate::{
-    cgroup, devices, hooks, masks, mounts, namespaces, net_devices, outside, process, rootfs, user,
+    cgroup, devices, disks, hooks, masks, mounts, namespaces, net_devices, outside, process, rootfs, user,
     user_namespace,
 };
 use nacre_protocols::init_launcher::{ContainerPlan, LaunchStage, Namespace, Status};
@@ -31,6 +31,7 @@ pub fn create(
     mut given: Given,
     status: &StatusSocket,
 ) -> Result<()> {
+    let plan = &*disks::resolve(plan)?;
     let cgroup = required(given.cgroup, "cgroup")?;
     let gate = required(given.gate, "gate")?;
     if given.inherited.len() < usize::from(plan.inherited) {

@@ -10,6 +10,7 @@ mod copy_up;
 pub mod descriptors;
 pub mod device_program;
 mod devices;
+mod disks;
 pub mod error;
 pub mod exec;
 pub mod ext4;

@@ -1,4 +1,4 @@
-//! `nacre-launcher MODE CEILING`: takes over its descriptors, reads one sealed plan, checks it, applies it, reports. It
+//! `nacre-launcher MODE CEILING STORAGE`: takes over its descriptors, reads one sealed plan, checks it, applies it, reports. It
 //! becomes the container's command or ends; it asks nothing back and serves nobody.
 //!
 //! It needs no protection of its own file against a container that reaches it through `/proc/PID/exe` (CVE-2019-5736):
@@ -24,12 +24,13 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
-    let (Some(mode), Some(ceiling), None) = (
+    let (Some(mode), Some(ceiling), Some(kinds), None) = (
         arguments.next().and_then(|word| Mode::ALL.into_iter().find(|mode| mode.word() == word)),
         arguments.next().and_then(|hex| u64::from_str_radix(&hex, 16).ok()),
+        arguments.next().and_then(|hex| u32::from_str_radix(&hex, 16).ok()),
         arguments.next(),
     ) else {
-        eprintln!("usage: nacre-launcher create|exec|storage|network|update|helper CEILING");
+        eprintln!("usage: nacre-launcher create|exec|storage|network|update|helper CEILING STORAGE");
         return ExitCode::from(125);
     };
     let descriptors = match Descriptors::take(mode) {
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
     let status = StatusSocket::new(descriptors.status);
     let given =
         Given { gate: descriptors.gate, cgroup: descriptors.cgroup, inherited: descriptors.inherited };
-    match launch(mode, ceiling, descriptors.plan, given, descriptors.target, &status) {
+    match launch(mode, (ceiling, kinds), descriptors.plan, given, descriptors.target, &status) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(error, &status),
     }
@@ -50,7 +51,7 @@ fn main() -> ExitCode {
 
 fn launch(
     mode: Mode,
-    ceiling: u64,
+    (ceiling, kinds): (u64, u32),
     plan: OwnedFd,
     given: Given,
     target: Option<OwnedFd>,
@@ -61,7 +62,7 @@ fn launch(
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .at(LaunchStage::Rights, || "making this process unreadable".to_owned())?;
     confine(mode)?;
-    match check(read_plan(plan)?, mode, ceiling)
+    match check(read_plan(plan)?, mode, ceiling, kinds)
         .map_err(|error| LaunchError::refused(LaunchStage::Plan, error.to_string()))?
     {
         CheckedPlan::Create(plan) => create(&plan, Origin::of(mode), given, status),

@@ -1,7 +1,7 @@
 //! Init to launcher: one plan, the descriptors it needs, and one status socket back.
 //!
-//! The launcher is started as `nacre-launcher MODE CEILING`: MODE is a word of [`Mode`], CEILING the capabilities that
-//! the sandbox's manifest allows, in hex. It finds its descriptors at the numbers of [`fd`], reads the whole plan once,
+//! The launcher is started as `nacre-launcher MODE CEILING STORAGE`: MODE is a word of [`Mode`], CEILING the capabilities that
+//! the sandbox's manifest allows, in hex, STORAGE the kinds of storage, a sum of [`storage`]'s numbers in hex. It finds its descriptors at the numbers of [`fd`], reads the whole plan once,
 //! checks it against MODE and CEILING, applies it, and either executes the container's command or exits. It asks
 //! nothing back. What it reports are [`Status`] frames on the status socket, which closes on exec:
 //!
@@ -73,6 +73,33 @@ impl Mode {
     }
 }
 
+/// Kinds of storage that a plan may have, each a bit.
+pub mod storage {
+    /// The scratch space, and writable files of containers that are gone: init's own plans.
+    pub const SCRATCH: u32 = 1;
+    /// Directories, small files, files that the host sends, and looking at what is there.
+    pub const FILES: u32 = 2;
+    /// Layers of the store.
+    pub const LAYERS: u32 = 4;
+    /// Directories of the host.
+    pub const SHARES: u32 = 8;
+    /// tmpfs and huge pages.
+    pub const MEMORY: u32 = 16;
+    /// Disks, mounted or as devices of a container.
+    pub const DISKS: u32 = 32;
+    /// Overlays of directories.
+    pub const OVERLAYS: u32 = 64;
+    pub const ALL: u32 = 127;
+    /// What a manifest can leave out, by its word there.
+    pub const WORDS: [(&str, u32); 5] = [
+        ("layers", LAYERS),
+        ("shares", SHARES),
+        ("memory", MEMORY),
+        ("disks", DISKS),
+        ("overlays", OVERLAYS),
+    ];
+}
+
 /// The descriptors that a launcher is born with, by number; those that its mode does not need are closed.
 /// 0 to 2 are the container's standard streams, or `/dev/null` where a terminal is asked for.
 pub mod fd {
@@ -118,6 +145,7 @@ pub struct ContainerPlan {
     pub devices: Vec<DeviceNode>,
     /// The device cgroup: what is allowed, beyond which nothing is.
     pub device_rules: Vec<DeviceRule>,
+    pub disks: Vec<Disk>,
     pub masked_paths: Vec<String>,
     pub readonly_paths: Vec<String>,
     pub cgroup: CgroupLimits,
@@ -357,6 +385,21 @@ pub enum DeviceKind {
     Fifo,
 }
 
+/// A disk of the host's that the container gets as a device, by the numbers that it has in this guest. One that the guest
+/// itself uses is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// `/dev/vdb` and so on, in the guest.
+    pub device: String,
+    /// In the container.
+    pub path: String,
+    pub write: bool,
+    /// Permission bits.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
 /// One line of the device cgroup; `None` is any number, and any kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceRule {
@@ -518,44 +561,104 @@ pub struct SeccompListener {
 pub enum StorageStep {
     /// Mount the scratch disk at [`crate::names::SCRATCH_DIR`], after formatting it, unless it carries our label. A *kept*
     /// disk is formatted only when it is blank; anything else that is not a whole file system of ours is an error.
-    ScratchDisk { device: String, kept: bool },
+    ScratchDisk {
+        device: String,
+        kept: bool,
+    },
     /// Mount a tmpfs there instead. Size in bytes.
-    ScratchTmpfs { bytes: u64 },
+    ScratchTmpfs {
+        bytes: u64,
+    },
     /// Mount a layer of the store at [`crate::names::LAYERS_DIR`]`/<diff_id>`; nothing to do if it is mounted.
-    Layer { diff_id: Sha256 },
+    Layer {
+        diff_id: Sha256,
+    },
     /// Unmount every layer but these. Containers that use one have it still.
-    ReleaseLayers { keep: Vec<Sha256> },
+    ReleaseLayers {
+        keep: Vec<Sha256>,
+    },
     /// A virtio-fs share, mounted at a directory beneath [`crate::names::KATA_RUN_DIR`], no device nodes.
-    VirtioFs { tag: String, mount_point: String, read_only: bool },
+    VirtioFs {
+        tag: String,
+        mount_point: String,
+        read_only: bool,
+    },
     /// A tmpfs beneath [`crate::names::KATA_RUN_DIR`].
-    Tmpfs { mount_point: String, data: Vec<String>, attributes: MountAttributes },
+    Tmpfs {
+        mount_point: String,
+        data: Vec<String>,
+        attributes: MountAttributes,
+    },
     /// Huge pages of one size, beneath [`crate::names::KATA_RUN_DIR`].
-    HugePages { mount_point: String, data: Vec<String>, attributes: MountAttributes },
+    HugePages {
+        mount_point: String,
+        data: Vec<String>,
+        attributes: MountAttributes,
+    },
+    /// A disk of the host's beneath [`crate::names::KATA_RUN_DIR`]; one that the guest itself uses is refused.
+    Disk {
+        device: String,
+        file_system: String,
+        data: Vec<String>,
+        attributes: MountAttributes,
+        mount_point: String,
+    },
+    Overlay(Overlay),
     /// Other options for a tmpfs that is mounted beneath [`crate::names::KATA_RUN_DIR`].
-    ChangeTmpfs { mount_point: String, data: Vec<String> },
+    ChangeTmpfs {
+        mount_point: String,
+        data: Vec<String>,
+    },
     /// A directory beneath [`crate::names::KATA_RUN_DIR`]; of this group, where one is given.
-    Directory { path: String, mode: u32, group: Option<u32> },
+    Directory {
+        path: String,
+        mode: u32,
+        group: Option<u32>,
+    },
     /// A small file beneath [`crate::names::KATA_RUN_DIR`], replaced atomically, mode 0644.
-    File { path: String, content: Vec<u8> },
+    File {
+        path: String,
+        content: Vec<u8>,
+    },
     /// A file that the host sends, beneath [`crate::names::SHARED_DIR`].
     Copy(FileCopy),
     /// Unmount shares of the host beneath [`crate::names::SHARED_DIR`] that it does not offer any more.
     UnmountStale,
     /// How full the file system of a path beneath [`crate::names::KATA_RUN_DIR`] is. The plan ends with it, and with
     /// [`Outcome::Usage`].
-    Usage { path: String },
+    Usage {
+        path: String,
+    },
     /// The first bytes of a file beneath [`crate::names::KATA_RUN_DIR`]. The plan ends with it, and with
     /// [`Outcome::Content`].
-    Read { path: String, length: u32 },
+    Read {
+        path: String,
+        length: u32,
+    },
     /// Unmount and remove a directory beneath [`crate::names::KATA_RUN_DIR`]. Idempotent.
-    Unmount { mount_point: String },
+    Unmount {
+        mount_point: String,
+    },
     /// Remove [`crate::names::UPPER_DIR`]`/<container>`. Idempotent.
-    RemoveWritable { container: String },
+    RemoveWritable {
+        container: String,
+    },
 }
 
 /// Longest part of a file in one [`StorageStep::Copy`], and most that one [`StorageStep::Read`] gives, in bytes.
 pub const COPY_PART_MAX: usize = 512 * 1024;
 pub const READ_MAX: usize = 8 * 1024;
+
+/// Directories in one, all of them beneath [`crate::names::KATA_RUN_DIR`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlay {
+    /// Topmost first.
+    pub lower: Vec<String>,
+    /// Upper and work directory.
+    pub writable: Option<(String, String)>,
+    pub attributes: MountAttributes,
+    pub mount_point: String,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileCopy {

@@ -1,13 +1,14 @@
 //! What the Go shim and runtime-rs ask in which order, played to a booted guest; every answer is looked at. The traces are
 //! in `tests/traces`, written from the facts that are known about both shims.
 
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use nacre::devices::fs::{Access, Share};
-use nacre::vmm::{Accel, Vm, VmConfig, VmEnd};
+use nacre::vmm::{Accel, Scratch, Vm, VmConfig, VmEnd};
 use nacre_protocols::names::AGENT_VSOCK_PORT;
 use nacre_tests::agentctl::{Client, trace};
 use nacre_tests::{artefacts, require, tool};
@@ -25,6 +26,10 @@ struct Guest {
 
 impl Guest {
     fn boot() -> Self {
+        Self::boot_with(|_, _| ())
+    }
+
+    fn boot_with(change: impl FnOnce(&Path, &mut VmConfig)) -> Self {
         let artefacts = artefacts::find().expect("no guest");
         let folder = tempfile::Builder::new().prefix("nacre-trace").tempdir().expect("no folder");
         std::fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).expect("no rights");
@@ -38,6 +43,7 @@ impl Guest {
             make_root(&host.join("rootfs"));
             config.shares.push(Share { name: name.into(), host, access: Access::ReadWrite });
         }
+        change(folder.path(), &mut config);
         Self { vm: Vm::start(config).expect("no VM"), folder }
     }
 
@@ -61,8 +67,8 @@ fn make_root(root: &Path) {
     }
     std::fs::copy(busybox, root.join("bin/busybox")).expect("no copy");
     for name in [
-        "cat", "cut", "date", "df", "grep", "head", "hostname", "sh", "stat", "sleep", "stty", "tail", "tr",
-        "true", "wc",
+        "cat", "cut", "date", "df", "grep", "head", "hostname", "od", "sh", "stat", "test", "sleep", "stty",
+        "tail", "tr", "true", "wc",
     ] {
         symlink("busybox", root.join("bin").join(name)).expect("no link");
     }
@@ -98,6 +104,26 @@ fn limits_hold_and_change() {
 fn files_are_sent_where_no_directory_is_shared() {
     require!(vm, tool "busybox");
     Guest::boot().play("files.jsonl");
+}
+
+#[test]
+fn disks_are_volumes_and_devices_by_the_guests_own_numbers() {
+    require!(vm, tool "busybox", tool "mkfs.ext4");
+    let guest = Guest::boot_with(|folder, config| {
+        let file = folder.join("disk");
+        File::create(&file).and_then(|disk| disk.set_len(32 << 20)).expect("no disk");
+        tool::check(Command::new("mkfs.ext4").arg("-q").arg(&file));
+        // Named by nothing on the command line, it is nobody's: a disk beside those of the guest.
+        config.scratch = Scratch::Kept { file };
+    });
+    guest.play("disks.jsonl");
+}
+
+#[test]
+fn the_bounds_of_the_command_line_hold() {
+    require!(vm, tool "busybox");
+    let words = ["nacre.containers=1", "nacre.capabilities=0x1", "nacre.storage=shares,layers"];
+    Guest::boot_with(|_, config| config.cmdline.extend(words.map(str::to_owned))).play("manifest.jsonl");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::{Context, Outcome, method, reply};
 use crate::error::RpcError;
 use crate::state::{Sandbox, digest};
-use crate::storage;
+use crate::{devices, storage};
 use nacre_protocols::agent_init::RequestBody;
 use nacre_protocols::host_agent::kata::{
     AgentDetails, CreateSandboxRequest, DestroySandboxRequest, Empty, GetOomEventRequest,
@@ -39,7 +39,7 @@ pub fn guest_details(_: &[u8]) -> Outcome {
     let details = AgentDetails {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         init_daemon: false,
-        device_handlers: Vec::new(),
+        device_handlers: devices::HANDLERS.map(str::to_owned).to_vec(),
         storage_handlers: storage::DRIVERS.map(str::to_owned).to_vec(),
         supports_seccomp: true,
         extra_features: vec!["guest-pull".to_owned()],

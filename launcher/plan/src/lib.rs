@@ -113,6 +113,7 @@ pub fn container(input: Container<'_>) -> Result<ContainerPlan, PlanError> {
         mounts,
         devices: devices::nodes(&linux.devices)?,
         device_rules: devices::rules(linux.resources.as_ref())?,
+        disks: Vec::new(),
         masked_paths: paths("linux.maskedPaths", &linux.masked_paths)?,
         readonly_paths: paths("linux.readonlyPaths", &linux.readonly_paths)?,
         cgroup: linux

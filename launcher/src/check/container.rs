@@ -6,8 +6,8 @@ use super::{
     unreserved,
 };
 use nacre_protocols::init_launcher::{
-    ARGS_MAX, CgroupLimits, ContainerPlan, DEVICES_MAX, DeviceKind, DeviceNode, DeviceRule, HOOKS_MAX, Hooks,
-    IdMapping, IdMappings, LAYERS_MAX, LIST_MAX, MAPPINGS_MAX, MOUNTS_MAX, Missing, Mount, MountKind,
+    ARGS_MAX, CgroupLimits, ContainerPlan, DEVICES_MAX, DeviceKind, DeviceNode, DeviceRule, Disk, HOOKS_MAX,
+    Hooks, IdMapping, IdMappings, LAYERS_MAX, LIST_MAX, MAPPINGS_MAX, MOUNTS_MAX, Missing, Mount, MountKind,
     MountMapping, Namespace, Namespaces, Rootfs, fd,
 };
 use nacre_protocols::names::{KATA_RUN_DIR, RESERVED_UIDS, is_valid_id};
@@ -58,6 +58,8 @@ pub(super) fn check(plan: &ContainerPlan, origin: Origin, ceiling: u64) -> Resul
     plan.devices.iter().try_for_each(|it| device(it, origin))?;
     count("device_rules", plan.device_rules.len(), DEVICES_MAX)?;
     plan.device_rules.iter().try_for_each(|it| device_rule(it, origin))?;
+    count("disks", plan.disks.len(), DEVICES_MAX)?;
+    plan.disks.iter().try_for_each(|it| disk(it, origin))?;
     count("masked_paths", plan.masked_paths.len(), LIST_MAX)?;
     plan.masked_paths.iter().try_for_each(|it| covered_path("masked path", it))?;
     count("readonly_paths", plan.readonly_paths.len(), LIST_MAX)?;
@@ -200,6 +202,14 @@ fn device(device: &DeviceNode, origin: Origin) -> Result<(), CheckError> {
     };
     let allowed = allowed || origin == Origin::Host;
     require(allowed, "device", format_args!("{} ({}:{})", device.path, device.major, device.minor))
+}
+
+fn disk(disk: &Disk, origin: Origin) -> Result<(), CheckError> {
+    require(super::storage::is_virtio_disk(&disk.device), "disk", &disk.device)?;
+    covered_path("device", &disk.path)?;
+    require(disk.mode & !0o777 == 0, "mode of device", &disk.path)?;
+    unreserved("owner of a device", disk.uid, origin)?;
+    unreserved("group of a device", disk.gid, origin)
 }
 
 /// Whether reading and writing this character device is harmless; without a minor, any of the major.

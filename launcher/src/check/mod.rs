@@ -10,6 +10,7 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
+use nacre_protocols::init_launcher::storage::DISKS;
 use nacre_protocols::init_launcher::{
     CgroupLimits, ContainerPlan, ExecPlan, LIST_MAX, Mode, NetworkStep, PATH_MAX, Plan, StorageStep,
 };
@@ -60,10 +61,14 @@ pub enum CheckError {
     Capabilities { set: &'static str, excess: u64, beyond: &'static str },
 }
 
-/// Checks `plan` against what `mode` may do and against the capabilities of `ceiling`.
-pub fn check(plan: Plan, mode: Mode, ceiling: u64) -> Result<CheckedPlan, CheckError> {
+/// Checks `plan` against what `mode` may do, the capabilities of `ceiling`, and the kinds of storage that are allowed
+/// ([`storage`](nacre_protocols::init_launcher::storage)).
+pub fn check(plan: Plan, mode: Mode, ceiling: u64, kinds: u32) -> Result<CheckedPlan, CheckError> {
     match (mode, plan) {
         (Mode::Create | Mode::Helper, Plan::Create(plan)) => {
+            if !plan.disks.is_empty() {
+                storage::allowed(kinds, DISKS, "a disk")?;
+            }
             container::check(&plan, Origin::of(mode), ceiling)?;
             Ok(CheckedPlan::Create(Checked(plan)))
         }
@@ -72,7 +77,7 @@ pub fn check(plan: Plan, mode: Mode, ceiling: u64) -> Result<CheckedPlan, CheckE
             Ok(CheckedPlan::Exec(Checked(plan)))
         }
         (Mode::Storage, Plan::Storage(steps)) => {
-            storage::check(&steps)?;
+            storage::check(&steps, kinds)?;
             Ok(CheckedPlan::Storage(Checked(steps)))
         }
         (Mode::Network, Plan::Network(steps)) => {

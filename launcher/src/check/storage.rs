@@ -2,20 +2,58 @@
 
 use super::{CheckError, Origin, TMPFS_OPTIONS, count, length, options, path_beneath, require, unreserved};
 use nacre_protocols::init_launcher::{
-    COPY_PART_MAX, Copied, FileCopy, LIST_MAX, PATH_MAX, READ_MAX, StorageStep,
+    COPY_PART_MAX, Copied, FileCopy, LAYERS_MAX, LIST_MAX, Overlay, PATH_MAX, READ_MAX, StorageStep,
+    storage as kinds,
 };
 use nacre_protocols::names::{KATA_RUN_DIR, SHARED_DIR, is_valid_id};
 
 /// Longest tag of a virtio-fs device, in bytes (virtio 1.2, 5.11.4).
 const TAG_MAX: usize = 36;
+/// What a disk of the host may have on it, if the kernel has it; and options of theirs that only bound what they do.
+const DISK_FILE_SYSTEMS: &[&str] = &["ext4", "xfs", "btrfs", "erofs"];
+const DISK_OPTIONS: &[&str] =
+    &["discard", "nodiscard", "noload", "norecovery", "errors", "data", "barrier", "commit"];
 /// Longest name of a copy, in bytes: the file system's 255, less what it is called while it is written.
 const NAME_MAX: usize = 240;
 /// Most layers that one step keeps: what the containers of a sandbox use together.
 const RELEASE_KEEP_MAX: usize = 4096;
 
-pub(super) fn check(steps: &[StorageStep]) -> Result<(), CheckError> {
+pub(super) fn check(steps: &[StorageStep], kinds: u32) -> Result<(), CheckError> {
     count("storage steps", steps.len(), LIST_MAX)?;
-    steps.iter().try_for_each(|step| match step {
+    steps.iter().try_for_each(|step| {
+        let (kind, name) = kind(step);
+        allowed(kinds, kind, name)?;
+        one(step)
+    })
+}
+
+/// Refuses what the sandbox's manifest leaves out.
+pub(super) fn allowed(kinds: u32, kind: u32, name: &'static str) -> Result<(), CheckError> {
+    require(kinds & kind != 0, "by the sandbox's manifest", name)
+}
+
+fn kind(step: &StorageStep) -> (u32, &'static str) {
+    match step {
+        StorageStep::ScratchDisk { .. } => (kinds::SCRATCH, "a scratch disk"),
+        StorageStep::ScratchTmpfs { .. } => (kinds::SCRATCH, "a scratch tmpfs"),
+        StorageStep::RemoveWritable { .. } => (kinds::SCRATCH, "removing the files of a container"),
+        StorageStep::Layer { .. } | StorageStep::ReleaseLayers { .. } => (kinds::LAYERS, "a layer"),
+        StorageStep::VirtioFs { .. } | StorageStep::UnmountStale => (kinds::SHARES, "a share"),
+        StorageStep::Tmpfs { .. } | StorageStep::ChangeTmpfs { .. } => (kinds::MEMORY, "a tmpfs"),
+        StorageStep::HugePages { .. } => (kinds::MEMORY, "huge pages"),
+        StorageStep::Disk { .. } => (kinds::DISKS, "a disk"),
+        StorageStep::Overlay(_) => (kinds::OVERLAYS, "an overlay"),
+        StorageStep::Directory { .. }
+        | StorageStep::File { .. }
+        | StorageStep::Copy(_)
+        | StorageStep::Usage { .. }
+        | StorageStep::Read { .. }
+        | StorageStep::Unmount { .. } => (kinds::FILES, "a file"),
+    }
+}
+
+fn one(step: &StorageStep) -> Result<(), CheckError> {
+    match step {
         StorageStep::ScratchDisk { device, .. } => require(is_virtio_disk(device), "scratch disk", device),
         StorageStep::ScratchTmpfs { bytes } => require(*bytes > 0, "size of the scratch tmpfs", bytes),
         StorageStep::Layer { diff_id: _ } => Ok(()),
@@ -52,7 +90,25 @@ pub(super) fn check(steps: &[StorageStep]) -> Result<(), CheckError> {
         StorageStep::File { path, .. } => place("file", path),
         StorageStep::Unmount { mount_point } => place("mount point", mount_point),
         StorageStep::RemoveWritable { container } => require(is_valid_id(container), "container", container),
-    })
+        StorageStep::Disk { device, file_system, data, mount_point, .. } => {
+            require(is_virtio_disk(device), "disk", device)?;
+            require(DISK_FILE_SYSTEMS.contains(&file_system.as_str()), "file system of a disk", file_system)?;
+            options("option of a disk", data, DISK_OPTIONS)?;
+            place("mount point", mount_point)
+        }
+        StorageStep::Overlay(it) => overlay(it),
+    }
+}
+
+fn overlay(overlay: &Overlay) -> Result<(), CheckError> {
+    count("lower directories", overlay.lower.len(), LAYERS_MAX)?;
+    require(!overlay.lower.is_empty(), "an overlay of", "nothing")?;
+    overlay.lower.iter().try_for_each(|path| place("lower directory", path))?;
+    if let Some((upper, work)) = &overlay.writable {
+        place("upper directory", upper)?;
+        place("work directory", work)?;
+    }
+    place("mount point", &overlay.mount_point)
 }
 
 /// Set-user-ID bits are the host's to give: the files are its own.
@@ -87,6 +143,6 @@ fn place(what: &'static str, value: &str) -> Result<(), CheckError> {
 }
 
 /// A whole virtio disk but the first, which is the guest image.
-fn is_virtio_disk(device: &str) -> bool {
+pub(super) fn is_virtio_disk(device: &str) -> bool {
     matches!(device.strip_prefix("/dev/vd").map(str::as_bytes), Some([b'b'..=b'z']))
 }

@@ -1,4 +1,5 @@
 use super::*;
+use nacre_protocols::init_launcher::storage as kinds;
 use nacre_protocols::init_launcher::*;
 use nacre_protocols::names::{FETCHER_UID, Sha256};
 
@@ -40,6 +41,7 @@ fn container() -> ContainerPlan {
         mounts: vec![],
         devices: vec![],
         device_rules: vec![],
+        disks: vec![],
         masked_paths: vec![],
         readonly_paths: vec![],
         cgroup: Default::default(),
@@ -55,7 +57,7 @@ fn container() -> ContainerPlan {
 fn refusal(mode: Mode, change: impl FnOnce(&mut ContainerPlan)) -> Option<String> {
     let mut plan = container();
     change(&mut plan);
-    check(Plan::Create(Box::new(plan)), mode, CEILING).err().map(|error| error.to_string())
+    check(Plan::Create(Box::new(plan)), mode, CEILING, kinds::ALL).err().map(|error| error.to_string())
 }
 
 /// Each change must be refused with these words, and by whom: init may do more than the agent.
@@ -91,7 +93,7 @@ fn a_plan_fits_its_mode_alone() {
     for (plan, modes) in plans {
         for mode in Mode::ALL {
             assert_eq!(
-                check(plan.clone(), mode, CEILING).is_ok(),
+                check(plan.clone(), mode, CEILING, kinds::ALL).is_ok(),
                 modes.contains(&mode),
                 "{mode:?} {plan:?}"
             );
@@ -376,7 +378,7 @@ fn storage_steps_stay_in_their_places() {
         StorageStep::RemoveWritable { container: "a/b".to_owned() },
     ];
     for step in bad {
-        assert!(check(Plan::Storage(vec![step.clone()]), Mode::Storage, 0).is_err(), "{step:?}");
+        assert!(check(Plan::Storage(vec![step.clone()]), Mode::Storage, 0, kinds::ALL).is_err(), "{step:?}");
     }
     let good = [
         StorageStep::ScratchDisk { device: "/dev/vdb".to_owned(), kept: false },
@@ -390,7 +392,7 @@ fn storage_steps_stay_in_their_places() {
         StorageStep::File { path: kata("sandbox/hosts"), content: vec![0; 100] },
         StorageStep::RemoveWritable { container: "box".to_owned() },
     ];
-    assert!(check(Plan::Storage(good.to_vec()), Mode::Storage, 0).is_ok());
+    assert!(check(Plan::Storage(good.to_vec()), Mode::Storage, 0, kinds::ALL).is_ok());
 }
 
 #[test]
@@ -412,7 +414,7 @@ fn network_steps_have_names_and_addresses_that_the_kernel_takes() {
         flags: 0,
         mtu: 0,
     };
-    let verdict = |step: NetworkStep| check(Plan::Network(vec![step]), Mode::Network, 0);
+    let verdict = |step: NetworkStep| check(Plan::Network(vec![step]), Mode::Network, 0, 0);
     assert!(verdict(NetworkStep::Interface(interface.clone())).is_ok());
     assert!(verdict(NetworkStep::Route(route.clone())).is_ok());
     for name in ["", ".", "..", "a/b", "a b", "a:b", "eth%d", "sixteen-letters-"] {
@@ -431,4 +433,65 @@ fn network_steps_have_names_and_addresses_that_the_kernel_takes() {
     assert!(verdict(NetworkStep::Route(Route { ipv6: true, ..route.clone() })).is_err());
     let source = Some("fd00::1".parse().unwrap());
     assert!(verdict(NetworkStep::Route(Route { source, ..route })).is_err());
+}
+
+#[test]
+fn a_manifest_leaves_kinds_of_storage_out() {
+    let kata = |name: &str| format!("/run/kata-containers/{name}");
+    let steps = [
+        (kinds::SCRATCH, StorageStep::ScratchTmpfs { bytes: 1 }),
+        (kinds::SCRATCH, StorageStep::RemoveWritable { container: "c".to_owned() }),
+        (kinds::LAYERS, StorageStep::Layer { diff_id: Sha256([0; 32]) }),
+        (kinds::SHARES, StorageStep::UnmountStale),
+        (kinds::MEMORY, StorageStep::ChangeTmpfs { mount_point: kata("x"), data: vec![] }),
+        (
+            kinds::DISKS,
+            StorageStep::Disk {
+                device: "/dev/vdb".to_owned(),
+                file_system: "ext4".to_owned(),
+                data: vec!["noload".to_owned()],
+                attributes: MountAttributes::default(),
+                mount_point: kata("x"),
+            },
+        ),
+        (
+            kinds::OVERLAYS,
+            StorageStep::Overlay(Overlay {
+                lower: vec![kata("a")],
+                writable: Some((kata("b"), kata("c"))),
+                attributes: MountAttributes::default(),
+                mount_point: kata("x"),
+            }),
+        ),
+        (kinds::FILES, StorageStep::Usage { path: kata("x") }),
+    ];
+    for (kind, step) in steps {
+        let verdict = |kinds| check(Plan::Storage(vec![step.clone()]), Mode::Storage, 0, kinds);
+        assert!(verdict(kind).is_ok(), "{step:?}");
+        let refusal = verdict(kinds::ALL & !kind).unwrap_err().to_string();
+        assert!(refusal.contains("manifest"), "{refusal}");
+    }
+    let disk = Disk {
+        device: "/dev/vdb".to_owned(),
+        path: "/dev/xvda".to_owned(),
+        write: true,
+        mode: 0o660,
+        uid: 0,
+        gid: 0,
+    };
+    let verdict = |disk: &Disk, kinds| {
+        let plan = ContainerPlan { disks: vec![disk.clone()], ..container() };
+        check(Plan::Create(Box::new(plan)), Mode::Create, CEILING, kinds)
+    };
+    assert!(verdict(&disk, kinds::DISKS).is_ok());
+    assert!(verdict(&disk, kinds::ALL & !kinds::DISKS).is_err());
+    for bad in [
+        Disk { device: "/dev/vda".to_owned(), ..disk.clone() },
+        Disk { device: "/dev/loop0".to_owned(), ..disk.clone() },
+        Disk { path: "/".to_owned(), ..disk.clone() },
+        Disk { mode: 0o4660, ..disk.clone() },
+        Disk { uid: FETCHER_UID, ..disk.clone() },
+    ] {
+        assert!(verdict(&bad, kinds::ALL).is_err(), "{bad:?}");
+    }
 }

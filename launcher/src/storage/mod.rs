@@ -1,6 +1,7 @@
 //! Changes init's own mount tree, step by step. This process was born in init's mount namespace.
 
 mod copy;
+mod disk;
 mod files;
 mod kept;
 mod layer;
@@ -61,6 +62,10 @@ fn apply_one(step: &StorageStep) -> Result<()> {
         StorageStep::HugePages { mount_point, data, attributes } => {
             mount("hugetlbfs", data, attribute_flags(attributes), mount_point)
         }
+        StorageStep::Disk { device, file_system, data, attributes, mount_point } => {
+            disk::mount(device, file_system, data, attributes, mount_point)
+        }
+        StorageStep::Overlay(overlay) => disk::overlay(overlay),
         StorageStep::ChangeTmpfs { mount_point, data } => volume::change_tmpfs(mount_point, data),
         StorageStep::Directory { path, mode, group } => files::make_directory(path, *mode, *group),
         StorageStep::Copy(copy) => copy::apply(copy),

@@ -133,9 +133,10 @@ impl Guest {
         let program = CString::new(program).unwrap();
         let mode_word = CString::new(mode.word()).unwrap();
         let ceiling = CString::new(format!("{ceiling:x}")).unwrap();
+        let kinds = CString::new(format!("{:x}", storage::ALL)).unwrap();
         let child = spawn(&Spawn {
             program: &program,
-            args: &[c"nacre-launcher", &mode_word, &ceiling],
+            args: &[c"nacre-launcher", &mode_word, &ceiling, &kinds],
             env: &[],
             fds: &fds,
             cgroup: contained.then_some(self.cgroup_fd.as_fd()),
@@ -384,6 +385,7 @@ pub fn container(script: &str) -> ContainerPlan {
         mounts: default_mounts(),
         devices: default_devices(),
         device_rules: default_device_rules(),
+        disks: vec![],
         masked_paths: vec!["/proc/kcore".to_owned(), "/proc/not-there".to_owned(), "/secret".to_owned()],
         readonly_paths: vec!["/proc/sys".to_owned()],
         cgroup: Default::default(),
