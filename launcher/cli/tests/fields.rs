@@ -292,3 +292,52 @@ fn an_exec_has_a_terminal_of_its_own_and_the_descriptors_it_is_given() {
         .args(none.get_args());
     assert_ne!(finish(with, machine.work.path()).code, 0);
 }
+
+#[test]
+fn update_changes_the_limits_of_a_container_that_runs() {
+    let Some(machine) = Machine::new() else { return };
+    let controllers = fs::read_to_string(cgroup2().join("cgroup.controllers")).unwrap();
+    let has = |controller: &str| controllers.split_whitespace().any(|it| it == controller);
+    let container = machine.start(&machine.config(&["sleep", "1000"]));
+    let limit = |file: &str| fs::read_to_string(cgroup2().join(&container.id).join(file)).unwrap();
+    let document = machine.path("resources.json");
+    let of_document = |resources: Value| {
+        fs::write(&document, resources.to_string()).unwrap();
+        container.call("update", &["--resources", document.to_str().unwrap(), "--"])
+    };
+    if has("hugetlb") {
+        of_document(json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 2 << 20}]})).ok();
+        assert_eq!(limit("hugetlb.2MB.max").trim(), "2097152");
+    }
+    if has("pids") {
+        container.call("update", &["--pids-limit", "33", "--"]).ok();
+        assert_eq!(limit("pids.max").trim(), "33");
+    }
+    if has("memory") {
+        container.call("update", &["--memory", "64M", "--memory-swap", "-1", "--"]).ok();
+        assert_eq!(limit("memory.max").trim(), "67108864");
+        let refused = of_document(json!({"memory": {"limit": 1, "checkBeforeUpdate": true}}));
+        assert!(refused.code != 0 && refused.err.contains("in use"), "{refused:?}");
+        assert_eq!(limit("memory.max").trim(), "67108864");
+    }
+    let unknown = of_document(json!({"colour": 1}));
+    assert!(unknown.code != 0 && unknown.err.contains("colour"), "{unknown:?}");
+}
+
+#[test]
+fn events_tell_of_want_of_memory_and_end_with_the_container() {
+    let Some(machine) = Machine::new() else { return };
+    if !fs::read_to_string(cgroup2().join("cgroup.controllers")).unwrap().contains("memory") {
+        println!("skipped: the cgroup v2 hierarchy has no memory controller here");
+        return;
+    }
+    let mut config = machine.shell("sleep 5; dd if=/dev/zero of=/dev/shm/full bs=1M count=60; sleep 3");
+    config["linux"]["resources"]["memory"] = json!({"limit": 16 << 20, "swap": 16 << 20});
+    let container = machine.start(&config);
+    let events = container.call("events", &["--interval", "1", "--"]).ok();
+    let kinds: Vec<String> = events
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["type"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(kinds.iter().any(|kind| kind == "oom") && kinds[0] == "stats", "{events}");
+}

@@ -6,8 +6,8 @@
 //! | CVE-2019-5736 | runc, lxc, youki before 0.0.2 | `the_launchers_own_file_cannot_be_overwritten` |
 //! | CVE-2024-21626 | runc; crun alike | `no_descriptor_of_the_host_is_inherited_or_entered` |
 //! | CVE-2021-30465, CVE-2020-2026 | runc; Kata's shared directory | `a_mount_target_that_is_swapped_for_a_link_stays_inside` |
-//! | CVE-2024-45310 | runc | `nothing_is_made_outside_through_a_link_on_the_way` |
-//! | CVE-2023-27561, CVE-2019-19921, CVE-2023-28642 | runc | `proc_and_sys_are_not_mounted_through_links` |
+//! | CVE-2024-45310, CVE-2019-18837 | runc, crun | `nothing_is_made_outside_through_a_link_on_the_way` |
+//! | CVE-2023-27561, CVE-2019-19921, CVE-2023-28642, CVE-2025-54867 | runc, youki | `proc_and_sys_are_not_mounted_through_links` |
 //! | CVE-2025-31133, youki's CVE-2025-62161 | runc, crun, youki | `a_masked_path_is_not_what_the_image_calls_dev_null` |
 //! | CVE-2025-52565 | runc | `the_console_is_the_terminal_that_was_made_for_it` |
 //! | CVE-2025-52881, CVE-2019-16884 | runc, crun, youki's CVE-2025-62596 | `writes_to_proc_reach_proc` |

@@ -171,13 +171,13 @@ pub fn state(
     hooks::state(id, status, bundle, spec)
 }
 
-/// What no kernel that this runs on has.
+/// What is for machines with Intel's allocation of caches, and for kernels with SELinux; no guest is either.
 fn refuse_unsupported(spec: &oci::Spec, linux: &oci::Linux) -> Result<(), PlanError> {
     if linux.intel_rdt.as_ref().is_some_and(|rdt| *rdt != oci::IntelRdt::default()) {
-        return Err(PlanError::unsupported("linux.intelRdt, for which the kernel has no resctrl,"));
+        return Err(PlanError::unsupported("linux.intelRdt, as nothing is done in resctrl,"));
     }
     if !linux.mount_label.is_empty() {
-        return Err(PlanError::unsupported("linux.mountLabel, for which the kernel has no SELinux,"));
+        return Err(PlanError::unsupported("linux.mountLabel, as no mount gets a context of SELinux,"));
     }
     at_most("annotations", spec.annotations.len(), LIST_MAX)
 }
