@@ -37,11 +37,14 @@ fn a_sandbox_on_our_own_vmm_has_all_that_one_under_qemu_has() {
             echo network $(ls /sys/class/net)
             dd if=/dev/urandom of=/big bs=1M count=20 2> /dev/null; sync; md5sum < /big > /sum
             dd if=/big bs=1M iflag=direct 2> /dev/null | md5sum | cmp - /sum && echo the disk keeps what is written
+            until test -e /data/go; do sleep 0.1; done
             exit 7' &
         pid=$!
-        until pgrep -f '[v]mm --config' > /dev/null; do sleep 0.1; done
-        echo the vmm is there
-        wait $pid; echo code $?
+        until test -e /tmp/share/answer || ! kill -0 $pid; do sleep 0.1; done
+        for thread in /proc/$(pgrep -f '[v]mm --config')/task/*; do
+            echo thread $(cat $thread/comm) $(grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' $thread/status)
+        done
+        touch /tmp/share/go; wait $pid; echo code $?
         cat /tmp/share/answer
         echo left $(pgrep -c -f '[v]mm --config')
         $NACRE_BIN run --vmm kvm --image /bin/busybox $NACRE_SMALL true; echo code $?
@@ -54,7 +57,6 @@ fn a_sandbox_on_our_own_vmm_has_all_that_one_under_qemu_has() {
         "from the host\n",
         "network eth0 lo\n",
         "the disk keeps what is written\n",
-        "the vmm is there\n",
         "code 7\n",
         "from the guest\n",
         "left 0\n",
@@ -65,4 +67,24 @@ fn a_sandbox_on_our_own_vmm_has_all_that_one_under_qemu_has() {
         assert!(said.contains(line), "no {line:?} in\n{said}");
     }
     assert!(!said.contains("no KVM"), "{said}");
+    // Every thread is confined; that of the shares keeps what reading anybody's files needs, as root.
+    let threads: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("thread ")).collect();
+    let names: Vec<&str> = threads.iter().filter_map(|line| line.split(' ').next()).collect();
+    for name in [
+        "nacre",
+        "nacre-vcpu0",
+        "nacre-vcpu1",
+        "nacre-disk",
+        "nacre-rng",
+        "nacre-vsock",
+        "nacre-fs",
+        "nacre-network",
+    ] {
+        assert!(names.contains(&name), "{name}: {threads:#?}");
+    }
+    for thread in threads {
+        assert!(thread.contains("NoNewPrivs: 1") && thread.contains("Seccomp: 2"), "{thread}");
+        let none = thread.contains("CapEff: 0000000000000000") && thread.contains("CapBnd: 0000000000000000");
+        assert!(none || thread.starts_with("nacre-fs "), "{thread}");
+    }
 }

@@ -10,6 +10,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::KvmError;
+use super::jail::{self, Kind};
 use crate::devices::notes::Notes;
 use crate::devices::vhost_user::{Device, Memory, Vring};
 
@@ -53,7 +54,7 @@ impl<D: Device> Carrier<D> {
     ///
     /// `interrupt` tells the guest that something was used. The kicks are [`Carrier::kicks`], one for each queue.
     pub fn start(
-        name: &'static str,
+        (name, kind): (&'static str, Kind),
         memory: &Memory,
         interrupt: &File,
         notes: Notes,
@@ -62,6 +63,7 @@ impl<D: Device> Carrier<D> {
         let setup = |source| KvmError::Device(name, source);
         let (made, report) = std::sync::mpsc::sync_channel(1);
         let (handed, handover) = std::sync::mpsc::sync_channel::<(Epoll, Vec<Vring>, Vec<EventFd>)>(1);
+        let (confirm, confirmed) = std::sync::mpsc::sync_channel(1);
         let own_memory = memory.clone();
         std::thread::Builder::new()
             .name(format!("nacre-{name}"))
@@ -71,8 +73,12 @@ impl<D: Device> Carrier<D> {
                     Err(problem) => return drop(made.send(Err(problem))),
                 };
                 let _ = made.send(Ok(Arc::clone(&device)));
-                if let Ok((epoll, vrings, kicks)) = handover.recv() {
-                    serve(name, &device, &epoll, &vrings, &kicks, &notes);
+                let Ok((epoll, vrings, kicks)) = handover.recv() else { return };
+                let confined = jail::confine(kind);
+                let _ = confirm.send(confined.is_ok());
+                match confined {
+                    Ok(()) => serve(name, &device, &epoll, &vrings, &kicks, &notes),
+                    Err(error) => notes.add(format_args!("{name}: {error}")),
                 }
             })
             .map_err(setup)?;
@@ -105,6 +111,9 @@ impl<D: Device> Carrier<D> {
         handed
             .send((epoll, vrings.clone(), copies))
             .map_err(|_| setup(io::Error::other("its thread ended early")))?;
+        if confirmed.recv() != Ok(true) {
+            return Err(setup(io::Error::other("its thread cannot be confined")));
+        }
         Ok(Self { device, vrings, features: features & !CONNECTION_FEATURES, queue_size_max, kicks })
     }
 

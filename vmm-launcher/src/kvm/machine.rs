@@ -3,8 +3,8 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, LineWriter, Stdout};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Barrier};
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuExit, VcpuFd, VmFd};
@@ -17,6 +17,7 @@ use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap};
 use super::bus::Bus;
 use super::carrier::Carrier;
 use super::config::{Config, Inherited, Pages, Source};
+use super::jail::{self, Kind};
 use super::layout::{
     self, DEVICE_BYTES, DEVICES, FIRST_INTERRUPT, IDENTITY_MAP, MAX_DEVICES, SERIAL_INTERRUPT, TSS,
 };
@@ -94,16 +95,27 @@ impl Machine {
     /// # Errors
     /// A processor that cannot go on.
     pub fn run(self) -> Result<End, KvmError> {
+        jail::limit_process()?;
         let bus = Arc::new(self.bus);
+        // No processor runs before every thread is where it belongs.
+        let ready = Arc::new(Barrier::new(self.vcpus.len() + 1));
         let (sender, ends): (Sender<_>, Receiver<_>) = channel();
         for (id, mut vcpu) in (0..).zip(self.vcpus) {
-            let (bus, sender) = (Arc::clone(&bus), sender.clone());
+            let (bus, sender, ready) = (Arc::clone(&bus), sender.clone(), Arc::clone(&ready));
             std::thread::Builder::new()
                 .name(format!("nacre-vcpu{id}"))
-                .spawn(move || drop(sender.send(run_processor(&mut vcpu, id, &bus))))
+                .spawn(move || {
+                    let confined = jail::confine(Kind::Processor);
+                    ready.wait();
+                    let end =
+                        confined.map_err(KvmError::from).and_then(|()| run_processor(&mut vcpu, id, &bus));
+                    drop(sender.send(end));
+                })
                 .map_err(KvmError::Thread)?;
         }
         drop(sender);
+        jail::confine(Kind::Main)?;
+        ready.wait();
         // The first that ends, ends the machine: the process is about to exit, and the other threads with it.
         let end = ends.recv().unwrap_or(Ok(End::Reset));
         bus.flush();
@@ -159,16 +171,16 @@ impl Devices<'_> {
             let disk = Disk::new(file, disk.read_only, disk.durable, self.notes.clone());
             let disk = disk.map_err(|error| KvmError::Device("disk", error))?;
             let space = disk.config_space();
-            self.add_queues("disk", VIRTIO_ID_BLOCK, space, disk)?;
+            self.add_queues(("disk", Kind::Disk), VIRTIO_ID_BLOCK, space, disk)?;
         }
         let entropy = Entropy::new(self.notes.clone());
-        self.add_queues("rng", VIRTIO_ID_RNG, Vec::new(), entropy)?;
+        self.add_queues(("rng", Kind::Entropy), VIRTIO_ID_RNG, Vec::new(), entropy)?;
         if let Some(vsock) = &config.vsock {
             let settings = VsockConfig { guest_cid: vsock.guest_cid, path: vsock.socket.clone() };
             let space = u64::from(vsock.guest_cid).to_le_bytes().to_vec();
             let notes = self.notes.clone();
             // The third queue is for events, of which there are none.
-            self.add("vsock", VIRTIO_ID_VSOCK, 3, space, move |memory| {
+            self.add(("vsock", Kind::Vsock), VIRTIO_ID_VSOCK, 3, space, move |memory| {
                 vsock::backend::device(settings, memory, notes)
             })?;
         }
@@ -180,7 +192,7 @@ impl Devices<'_> {
             let card = Card::new(stream, network.mac, network.mtu, self.notes.clone());
             let card = card.map_err(|error| KvmError::Device("network", error))?;
             let space = card.config_space();
-            self.add_queues("network", VIRTIO_ID_NET, space, card)?;
+            self.add_queues(("network", Kind::Network), VIRTIO_ID_NET, space, card)?;
         }
         Ok(())
     }
@@ -203,37 +215,39 @@ impl Devices<'_> {
         space.resize(TAG_BYTES, 0);
         space.extend(1_u32.to_le_bytes());
         let notes = self.notes.clone();
-        self.add("fs", VIRTIO_ID_FS, 2, space, move |memory| fs::backend::confined(shared, memory, notes))
+        self.add(("fs", Kind::Files), VIRTIO_ID_FS, 2, space, move |memory| {
+            fs::backend::confined(shared, memory, notes)
+        })
     }
 
     fn add_queues<Q: crate::devices::queues::Queues>(
         &mut self,
-        name: &'static str,
+        thread: (&'static str, Kind),
         id: u32,
         space: Vec<u8>,
         queues: Q,
     ) -> Result<(), KvmError> {
         let notes = self.notes.clone();
-        self.add(name, id, Q::COUNT, space, move |memory| {
+        self.add(thread, id, Q::COUNT, space, move |memory| {
             QueueDevice::new(queues, memory, notes).map_err(|error| error.to_string())
         })
     }
 
     fn add<D: Device>(
         &mut self,
-        name: &'static str,
+        thread: (&'static str, Kind),
         id: u32,
         queues: usize,
         space: Vec<u8>,
         make: impl FnOnce(Memory) -> Result<D, String> + Send + 'static,
     ) -> Result<(), KvmError> {
-        let index = self.made.len();
+        let (index, name) = (self.made.len(), thread.0);
         if index >= MAX_DEVICES {
             return Err(KvmError::TooManyDevices(index + 1));
         }
         let (interrupt, file) = guest_memory::event().map_err(|error| KvmError::Device(name, error))?;
         self.vm.register_irqfd(&interrupt, FIRST_INTERRUPT + index as u32).map_err(failed("KVM_IRQFD"))?;
-        let carrier = Carrier::start(name, &self.memory, &file, self.notes.clone(), make)?;
+        let carrier = Carrier::start(thread, &self.memory, &file, self.notes.clone(), make)?;
         let notify = IoEventAddress::Mmio(DEVICES + index as u64 * DEVICE_BYTES + QUEUE_NOTIFY);
         for (queue, kick) in (0_u32..).zip(carrier.kicks()) {
             self.vm.register_ioevent(kick, &notify, queue).map_err(failed("KVM_IOEVENTFD"))?;

@@ -1,13 +1,15 @@
 //! Our own VMM: a virtual machine on KVM with virtio-mmio devices, made for sandboxes.
 //!
 //! It is a process of its own (`nacre vmm`): whoever wants a VM starts it with a configuration and reads the guest's console
-//! from its standard output. How the guest ended is its exit code, see [`End`].
+//! from its standard output. How the guest ended is its exit code, see [`End`]. Before the first instruction of the guest every
+//! thread gives up what it does not need, see [`jail`].
 
 mod boot;
 mod bus;
 mod carrier;
 pub mod config;
 mod cpu;
+pub mod jail;
 mod layout;
 mod machine;
 mod mp_table;
@@ -62,6 +64,8 @@ pub enum KvmError {
     TooManyDevices(usize),
     #[error("a thread cannot be started: {0}")]
     Thread(#[source] io::Error),
+    #[error("confining a thread: {0}")]
+    Jail(#[from] jail::JailError),
     #[error("processor {id}: {what}")]
     Processor { id: u8, what: String },
 }
