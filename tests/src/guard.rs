@@ -73,9 +73,13 @@ impl Guard {
             .collect()
     }
 
-    /// Kills all that is left of the test.
+    /// Kills all that is left of the test; returns when it is gone, and what it had open is closed.
     pub fn kill_all(&self) {
         let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
+        let until = Instant::now() + GRACE;
+        while !self.processes().is_empty() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Fails when a process, socket, file, mount or network interface of the test is still there.

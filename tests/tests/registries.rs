@@ -50,6 +50,60 @@ fn a_registry_that_does_not_answer_is_named() {
 }
 
 #[test]
+fn a_policy_takes_what_its_rules_take() {
+    require!(vm, tool "umoci", tool "docker-registry");
+    let registry = Registry::holding(images(), &["small", "odd"]);
+    let nacre = Nacre::new();
+    let file = |text: String| {
+        let path = nacre.guard().home().join("policy.json");
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let digest = images().find("small")["digest"].as_str().expect("no digest").to_owned();
+    let scope = format!("localhost:{}", registry.port);
+    let list = serde_json::json!({
+        "default": [{ "type": "reject" }],
+        "transports": { "docker": { scope: [{ "type": "allowDigests", "digests": [digest] }] } },
+    });
+    let policy = file(list.to_string());
+    nacre
+        .run(["run", "--policy", &policy, &registry.reference("small"), "echo", "listed"])
+        .exited(0)
+        .printed("listed\n");
+    let output = nacre.run(["run", "--policy", &policy, &registry.reference("odd"), "true"]);
+    output.exited(OWN_FAILURE).printed("").said(&["pull", "policy", "does not have", "--policy"]);
+    for (text, words) in [
+        (r#"{"default":[{"type":"reject"}]}"#, "rejected by the rule of \"default\""),
+        ("{}", "no rule is there"),
+        (r#"{"default":[{"type":"hopeful"}]}"#, "unknown type \"hopeful\""),
+    ] {
+        let policy = file(text.to_owned());
+        let output = nacre.run(["run", "--policy", &policy, &registry.reference("small"), "true"]);
+        output.exited(OWN_FAILURE).printed("").said(&["pull", "policy", words]);
+    }
+}
+
+#[test]
+fn a_mirror_on_this_host_stands_in_for_a_registry_that_is_away() {
+    require!(vm, tool "umoci", tool "docker-registry");
+    let registry = Registry::holding(images(), &["small"]);
+    let nacre = Nacre::new();
+    let path = nacre.guard().home().join("registries.conf");
+    let conf = format!(
+        "[[registry]]\nlocation = \"registry.invalid\"\n[[registry.mirror]]\nlocation = \"localhost:{}\"\n\
+         [[registry]]\nlocation = \"registry.invalid/secret\"\nblocked = true\n",
+        registry.port
+    );
+    std::fs::write(&path, conf).unwrap();
+    let conf = path.display().to_string();
+    let output =
+        nacre.run(["run", "--registries-conf", &conf, "registry.invalid/images:small", "echo", "mirrored"]);
+    output.exited(0).printed("mirrored\n");
+    let output = nacre.run(["run", "--registries-conf", &conf, "registry.invalid/secret:1", "true"]);
+    output.exited(OWN_FAILURE).printed("").said(&["blocked", "registry.invalid/secret"]);
+}
+
+#[test]
 fn basic_authentication_lets_the_right_one_in() {
     require!(vm, tool "umoci", tool "docker-registry", tool "htpasswd");
     let registry = Registry::with(Door::Basic);

@@ -202,6 +202,10 @@ impl Store {
     /// What this reference is, for who lists the store.
     pub fn write_image(&self, image: &ImageRecord) -> Result<(), StoreError> {
         let path = self.image_path(&image.image.reference);
+        // What somebody wanted to have kept stays so when somebody else only uses it.
+        let before = record::read(&path, IMAGE_RECORD_BYTES_MAX).as_deref().and_then(parse_image);
+        let mut image = image.clone();
+        image.keep |= before.is_some_and(|before| before.keep);
         let Some(bytes) = image.encode() else {
             return Err(failed("encode", &path, io::ErrorKind::InvalidData.into()));
         };

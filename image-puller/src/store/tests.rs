@@ -159,6 +159,8 @@ fn what_no_image_has_and_nobody_uses_is_collected() {
         image("kept", 1, &[shared, kept], true),
         image("used", 2, &[shared, used], false),
         image("unused", 3, &[shared, unused], false),
+        // Used later by somebody who does not ask for it to be kept.
+        image("kept", 1, &[shared, kept], false),
     ] {
         store.write_image(&record).unwrap();
     }

@@ -107,7 +107,7 @@ pub struct Run {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["scratch", "within"])]
     pub store: Option<String>,
     /// Most room that image layers may take, such as 10g
-    #[arg(long, value_name = "SIZE", value_parser = values::size, conflicts_with = "within")]
+    #[arg(long, value_name = "SIZE", value_parser = values::bytes, conflicts_with = "within")]
     pub image_quota: Option<u64>,
 
     /// Network of the container
@@ -229,7 +229,7 @@ pub struct Pull {
     #[command(flatten)]
     pub machine: MachineOptions,
     /// Most room that image layers may take, such as 10g
-    #[arg(long, value_name = "SIZE", value_parser = values::size, conflicts_with = "within")]
+    #[arg(long, value_name = "SIZE", value_parser = values::bytes, conflicts_with = "within")]
     pub image_quota: Option<u64>,
     /// Print nothing but errors and the image's digest
     #[arg(short, long)]
