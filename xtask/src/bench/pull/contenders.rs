@@ -23,15 +23,19 @@ pub enum Contender {
     Containerd,
     Skopeo,
     Podman,
+    /// Each layer's tar written as one file.
     Parts,
+    /// Each layer's tar unpacked.
+    Unpacked,
 }
 
 impl Contender {
-    pub const OTHERS: [Self; 4] = [Self::Containerd, Self::Skopeo, Self::Podman, Self::Parts];
+    pub const OTHERS: [Self; 5] = [Self::Containerd, Self::Skopeo, Self::Podman, Self::Parts, Self::Unpacked];
 
-    /// Debian's umoci knows no zstd.
+    /// Debian's umoci knows no zstd. Unpacking says something where there are many files.
     pub fn can(self, image: Image) -> bool {
-        !(self == Self::Skopeo && image == Image::Zstd)
+        !(self == Self::Skopeo && image == Image::Zstd
+            || self == Self::Unpacked && image != Image::SmallFiles)
     }
 }
 
@@ -43,6 +47,7 @@ impl fmt::Display for Contender {
             Self::Skopeo => "skopeo",
             Self::Podman => "podman",
             Self::Parts => "parts",
+            Self::Unpacked => "parts with files",
         })
     }
 }
@@ -70,7 +75,7 @@ impl Place {
             Contender::Containerd => self.containerd(&meter, &disk, image),
             Contender::Skopeo => self.skopeo(&meter, &disk, image),
             Contender::Podman => self.podman(&meter, &disk, image),
-            Contender::Parts => self.parts(&meter, &disk, image),
+            Contender::Parts | Contender::Unpacked => self.parts(&meter, &disk, image, contender),
         };
         Ok((cost?, None))
     }
@@ -127,8 +132,9 @@ impl Place {
         })
     }
 
-    /// Fetching the blobs, hashing them and their tars, decompressing, and writing the tars, one after the other.
-    fn parts(&self, meter: &Meter, disk: &Disk, image: Image) -> anyhow::Result<Cost> {
+    /// Fetching the blobs, hashing them and their tars, decompressing, and writing the tars or what is in them, one after the
+    /// other.
+    fn parts(&self, meter: &Meter, disk: &Disk, image: Image, as_what: Contender) -> anyhow::Result<Cost> {
         let mut sum = Cost { wall: 0.0, processor: 0.0, peak_mib: 0.0 };
         let mut add = |what: &str, command: &mut Command| -> anyhow::Result<()> {
             let cost = meter.measure(|| check(command).map(drop))?;
@@ -147,6 +153,13 @@ impl Place {
             add("decompress", meter.command(&self.parts).args(["decompress", layer.form]).arg(&blob))?;
             layer.decompress(&tar)?;
             add("sha256 of the tar", meter.command(&self.parts).arg("sha256").arg(&tar))?;
+            if as_what == Contender::Unpacked {
+                let files = disk.at.join("files");
+                fs::create_dir_all(&files).context("cannot make a directory")?;
+                add("unpack", meter.command("tar").arg("-C").arg(&files).arg("-xf").arg(&tar))?;
+                fs::remove_file(&tar).context("cannot remove the tar")?;
+                continue;
+            }
             let bytes = fs::metadata(&tar).context("cannot look at the tar")?.len().to_string();
             fs::remove_file(&tar).context("cannot remove the tar")?;
             add("write", meter.command(&self.parts).args(["write", &bytes]).arg(&tar))?;
