@@ -3,6 +3,7 @@
 //! Sizes and memory have budgets, and missing one is a failure. Times alone have none: on a shared machine, and without
 //! KVM, they say little. Times beside those of another program, taken in the same run, have.
 
+mod agent;
 mod pull;
 
 use std::path::Path;
@@ -45,6 +46,8 @@ enum Bench {
         #[arg(long, default_value_t = 96)]
         megabytes: usize,
     },
+    /// The agent: what calls cost, beside the figures of Kata's, and what it and init take of memory.
+    Agent,
     /// The launcher beside Debian's crun and runc, and beside the bare system calls: time, processor time, memory.
     Launcher {
         /// How many times each is measured; medians are printed.
@@ -64,6 +67,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             ensure!(*runs > 0, "--runs must be at least 1");
             ("start", start(*runs, *megabytes)?)
         }
+        Bench::Agent => ("agent", agent::measure()?),
         Bench::Launcher { runs, containers } => ("launcher", bench_launcher::measure(*runs, *containers)?),
         Bench::Pull(options) => ("pull", pull::run(options)?),
     };

@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use nacre_protocols::names::AGENT_VSOCK_PORT;
-use nacre_tests::agentctl::{Client, encode, methods, reply, trace};
+use nacre_tests::agentctl::{Client, bench, encode, methods, reply, trace};
 use serde_json::Value;
 
 const USAGE: &str = "\
 usage: cargo xtask agentctl SANDBOX METHOD [MESSAGE]
        cargo xtask agentctl SANDBOX --trace FILE
+       cargo xtask agentctl SANDBOX --bench CONTAINER
        cargo xtask agentctl --list
 SANDBOX is a name of `nacre ps`, or the path of a hybrid vsock socket. MESSAGE is JSON with the fields of
 protocols/proto in snake case; bytes are a text or {\"hex\": \"00ff\"}.";
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         [sandbox, "--trace", file] => play(sandbox, file),
+        [sandbox, "--bench", container] => bench(sandbox, container),
         [sandbox, method] => call(sandbox, method, "{}"),
         [sandbox, method, message] => call(sandbox, method, message),
         _ => Err(USAGE.to_owned()),
@@ -53,7 +55,9 @@ fn connect(sandbox: &str) -> Result<Client, String> {
 fn call(sandbox: &str, method: &str, message: &str) -> Result<(), String> {
     let message: Value = serde_json::from_str(message).map_err(|error| format!("MESSAGE: {error}"))?;
     let (service, payload) = encode(method, &message)?;
-    let begun = connect(sandbox)?.begin(service, method, payload, None);
+    // Dropped, it ends its connection, and with it the call.
+    let client = connect(sandbox)?;
+    let begun = client.begin(service, method, payload, None);
     let response = begun.and_then(|pending| pending.wait(LIMIT)).map_err(|error| error.to_string())?;
     let response = response.ok_or("no answer")?;
     match response.into_result() {
@@ -63,6 +67,11 @@ fn call(sandbox: &str, method: &str, message: &str) -> Result<(), String> {
         }
         Err(status) => Err(format!("{method}: code {}: {}", status.code, status.message)),
     }
+}
+
+fn bench(sandbox: &str, container: &str) -> Result<(), String> {
+    println!("{}", bench::measure(&connect(sandbox)?, container)?);
+    Ok(())
 }
 
 fn play(sandbox: &str, file: &str) -> Result<(), String> {
