@@ -28,10 +28,9 @@ fn the_launchers_past_fails_where_every_controller_is() {
 fn run_tests(program: &str) {
     require!(slow, vm, tool "busybox", tool "socat", tool "mkfs.erofs");
     let path = machine::test_program(program);
-    let script = "exec 2>&1; cd /tmp; CI=true $PROGRAM --test-threads=1 --show-output; echo code $?";
+    let script = "exec 2>&1; cd /tmp; CI=true $PROGRAM --test-threads=1 --nocapture; echo code $?";
     let machine = Machine::boot();
     let output = machine.run(&script.replace("$PROGRAM", &path.display().to_string()));
-    println!("{output}");
     assert!(output.trim_end().ends_with("code 0"), "{output}");
 }
 
@@ -117,7 +116,6 @@ fn drive(engine: &Engine) {
     std::fs::write(work.path().join("steps"), steps + "echo all done\n").unwrap();
     let machine = Machine::with(&work);
     let output = machine.run("bash /given/steps 2>&1");
-    println!("{output}");
     let missed: Vec<_> = engine
         .steps
         .iter()

@@ -160,8 +160,11 @@ fn a_mount_target_that_is_swapped_for_a_link_stays_inside() {
                     rustix::fs::renameat_with(rustix::fs::CWD, &target, rustix::fs::CWD, &aside, exchange);
             }
         });
-        let mut mounted = 0;
-        for _ in 0..60 {
+        let (mut mounted, mut made) = (0, 0);
+        let begun = std::time::Instant::now();
+        // Where a start takes seconds, some will do.
+        while made < 60 && (made < 8 || begun.elapsed().as_secs() < 20) {
+            made += 1;
             let mut config = machine.shell("grep ' attacked ' /proc/self/mountinfo");
             let mounts = config["mounts"].as_array_mut().unwrap();
             mounts
@@ -176,7 +179,7 @@ fn a_mount_target_that_is_swapped_for_a_link_stays_inside() {
             assert!(leftovers.is_empty(), "{leftovers:?}: {output:?}");
         }
         stop.store(true, Ordering::Relaxed);
-        println!("{mounted} of 60 containers found the directory");
+        println!("{mounted} of {made} containers found the directory");
     });
 }
 

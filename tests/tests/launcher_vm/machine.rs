@@ -36,7 +36,7 @@ $b mount -t virtiofs -o ro kataShared /mnt
 $b mount --bind /mnt/vol0 /usr
 $b mount --bind /mnt/vol1 @TARGET@
 $b mount --bind /mnt/vol2 /given
-export PATH=/usr/sbin:/usr/bin HOME=/root CI=true
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root CI=true
 ip link set lo up
 echo 0 > /sys/fs/cgroup/cgroup.procs
 socat -t 3600 VSOCK-LISTEN:1,fork,backlog=16 EXEC:/bin/bash
@@ -87,7 +87,7 @@ impl Machine {
         Self { vm, _folder: folder }
     }
 
-    /// Runs a script of bash as root, and gives what it prints.
+    /// Runs a script of bash as root, and gives what it prints, which is shown as it comes.
     pub fn run(&self, script: &str) -> String {
         let mut stream = self.vm.connect("reaching the test shell", SHELL_PORT, BOOT_LIMIT).unwrap();
         stream.write_all(format!("{script}\nprintf '\\001'\n").as_bytes()).unwrap();
@@ -96,7 +96,10 @@ impl Machine {
         while out.last() != Some(&END) {
             match stream.read(&mut buffer).unwrap() {
                 0 => break,
-                length => out.extend_from_slice(&buffer[..length]),
+                length => {
+                    print!("{}", String::from_utf8_lossy(&buffer[..length]));
+                    out.extend_from_slice(&buffer[..length]);
+                }
             }
         }
         out.pop_if(|last| *last == END);
