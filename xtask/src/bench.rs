@@ -5,6 +5,7 @@
 
 mod agent;
 mod pull;
+mod vmm;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -59,6 +60,8 @@ enum Bench {
     },
     /// The puller beside containerd, skopeo with umoci, podman, and its own parts alone. Needs root.
     Pull(pull::Options),
+    /// A boot on our own VMM, in the lab, in counted instructions. Needs root.
+    Vmm(vmm::Options),
 }
 
 pub fn run(options: &Options) -> anyhow::Result<()> {
@@ -70,6 +73,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         Bench::Agent => ("agent", agent::measure()?),
         Bench::Launcher { runs, containers } => ("launcher", bench_launcher::measure(*runs, *containers)?),
         Bench::Pull(options) => ("pull", pull::run(options)?),
+        Bench::Vmm(options) => ("vmm", vmm::run(options)?),
     };
     let missed = figures.iter().filter(|figure| figure.met() == Some(false)).count();
     for figure in &figures {
