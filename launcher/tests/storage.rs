@@ -5,7 +5,9 @@ mod harness;
 
 use harness::{Guest, ROOTFS, container, make_rootfs};
 use nacre_protocols::init_launcher::*;
-use nacre_protocols::names::{FETCHER_UID, LAYERS_DIR, SCRATCH_DIR, STORE_DIR, Sha256, UPPER_DIR};
+use nacre_protocols::names::{
+    FETCHER_UID, LAYERS_DIR, SCRATCH_DIR, SHARED_DIR, STORE_DIR, Sha256, UPPER_DIR,
+};
 use nacre_puller::layer::{Compression, Limits, index_layer};
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -94,6 +96,35 @@ fn no_link_leads_a_step_out() {
     symlink("/run/outside/target", path("link")).unwrap();
     guest.storage(vec![StorageStep::File { path: path("link"), content: b"x".to_vec() }]).unwrap();
     assert!(fs::symlink_metadata(path("link")).unwrap().is_file());
+}
+
+/// CVE-2026-41326: first a link in the one place where a host may copy files to, then a file by way of it, wherever it leads in
+/// the guest.
+#[test]
+fn a_host_leaves_no_link_and_writes_no_file_by_copying() {
+    let Some(guest) = Guest::new() else { return };
+    fs::create_dir_all("/run/outside").unwrap();
+    fs::create_dir_all(SHARED_DIR).unwrap();
+    let copy = |name: &str, content| {
+        let path = format!("{SHARED_DIR}/{name}");
+        let copied = FileCopy { path, content, mode: 0o755, directory_mode: 0o755, uid: None, gid: None };
+        guest.storage(vec![StorageStep::Copy(copied)])
+    };
+    let file = || Copied::Part { offset: 0, size: 8, data: b"attacked".to_vec() };
+    for (link, target) in
+        [("absolute", "/run/outside"), ("upwards", "../../../outside"), ("file", "/run/outside/x")]
+    {
+        copy(link, Copied::Link { target: target.to_owned() }).unwrap();
+        for content in [file(), Copied::Directory, Copied::Link { target: "x".to_owned() }] {
+            let failure = copy(&format!("{link}/written"), content).unwrap_err();
+            assert_eq!((failure.stage, failure.errno), (LaunchStage::Storage, 40), "{link}: {failure:?}");
+        }
+    }
+    // In the place of a link a file is that file; and a directory never is what a link leads to.
+    copy("file", file()).unwrap();
+    assert_eq!(fs::read(Path::new(SHARED_DIR).join("file")).unwrap(), b"attacked");
+    copy("absolute", Copied::Directory).unwrap_err();
+    assert_eq!(fs::read_dir("/run/outside").unwrap().count(), 0);
 }
 
 #[test]

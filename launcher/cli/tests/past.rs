@@ -16,7 +16,7 @@
 //! | CVE-2020-2023, CVE-2026-24834 | Kata | `no_disk_can_be_opened_by_a_node_of_ones_own` |
 //! | CVE-2016-9962 | runc | `an_exec_shows_nothing_of_the_host_while_it_enters` |
 //! | CVE-2020-2024 | Kata | `deleting_follows_no_link_that_the_container_left` |
-//! | CVE-2026-41326 | Kata | `a_host_leaves_no_link_and_writes_no_file_by_copying`, of `agent/tests/past.rs` |
+//! | CVE-2026-41326 | Kata | `a_host_leaves_no_link_and_writes_no_file_by_copying`, of `launcher/tests/storage.rs` |
 
 mod support;
 
