@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use super::registry::RegistryOptions;
 use super::values::{self, PublishArg, ScratchArg, VolumeArg};
 
-/// Runs each container in a virtual machine of its own. The image is pulled, verified and unpacked inside.
+/// Runs each container in a virtual machine of its own. The image is pulled, verified and laid down inside.
 #[derive(Debug, Parser)]
 #[command(name = "nacre", version, arg_required_else_help = true, disable_help_subcommand = true)]
 pub struct Cli {
