@@ -35,7 +35,11 @@ impl Terminal {
         // setsid(1) gives the program a session whose controlling terminal is its stdin; env(1) undoes what a job in the background
         // inherits: a shell never again hears a signal that it was started to ignore.
         let mut session = Command::new("env");
-        session.args(["--default-signal", "setsid", "--ctty", "--wait"]).arg(command.get_program()).args(command.get_args()).env_clear();
+        session
+            .args(["--default-signal", "setsid", "--ctty", "--wait"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .env_clear();
         session.envs(command.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
         session.env("TERM", "xterm").stdin(slave()).stdout(slave()).stderr(slave());
         if let Some(folder) = command.get_current_dir() {
