@@ -91,9 +91,14 @@ impl Nacre {
         let mut words = self.before.clone();
         words.push(self.artefacts.nacre.clone().into());
         words.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
-        // The shell enters the cgroup and becomes the program.
+        // The shell enters the cgroup and becomes the program, with no signal ignored: as a job in the background the suite
+        // ignores Ctrl-C, which a person at a terminal does not.
         let mut command = Command::new("sh");
-        command.args(["-c", "echo 0 > \"$1\"/cgroup.procs && shift && exec \"$@\"", "sh"]);
+        command.args([
+            "-c",
+            "echo 0 > \"$1\"/cgroup.procs && shift && exec env --default-signal \"$@\"",
+            "sh",
+        ]);
         command.arg(self.guard.cgroup()).args(words).current_dir(self.guard.folder());
         command.env_clear();
         for name in ["PATH", "RUST_BACKTRACE"] {
