@@ -77,6 +77,11 @@ impl Plan {
             }
             _ => Order { wanted: args.registry.rules()?, loopback: Vec::new() },
         };
+        if let [only] = loopback.as_slice()
+            && wanted.mirrors.is_empty()
+        {
+            only.check_listener()?;
+        }
         let shares = args.volume.iter().map(share).collect::<Result<Vec<_>, _>>()?;
         let place = match &args.within {
             Some(name) => Place::In(name.clone()),

@@ -1,6 +1,9 @@
 //! Where an image is pulled from, what is shown there, and what is taken: the words of `run` for it.
 
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{ArgAction, Args};
 use nacre_protocols::host_agent::nacre as own;
@@ -70,6 +73,8 @@ pub struct Loopback {
     pub is_registry: bool,
 }
 
+/// How long a service of this host may take to answer before it is left to the sandbox to wait.
+const LISTENER_PATIENCE: Duration = Duration::from_millis(500);
 /// Ports of a registry whose name has none.
 const REGISTRY_PORTS: [u16; 2] = [443, 80];
 
@@ -186,6 +191,21 @@ impl RegistryOptions {
 }
 
 impl Loopback {
+    /// Refuses a registry of this host that is not there: known here at once, in the sandbox only after long waits.
+    pub fn check_listener(&self) -> Result<(), Failure> {
+        let address = self.host.host.parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let refused = |port: &u16| {
+            let attempt = TcpStream::connect_timeout(&(address, *port).into(), LISTENER_PATIENCE);
+            attempt.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+        };
+        if !self.is_registry || !self.ports.iter().all(refused) {
+            return Ok(());
+        }
+        let message =
+            format!("{}: nothing listens there on this host (connection refused)", self.host.authority());
+        Err(Failure::new("pull", message).next("start the registry, or correct its port"))
+    }
+
     fn registry(location: &str) -> Option<Self> {
         let host = loopback_registry(location)?;
         let ports = host.port.map_or_else(|| REGISTRY_PORTS.into(), |port| vec![port]);
