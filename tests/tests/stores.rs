@@ -162,6 +162,7 @@ fn ctrl_c_ends_a_pull_into_a_sandbox_that_goes_on() {
     let registry = Registry::holding(images(), &["small", "odd"]);
     let mut odd = layers("odd");
     odd.retain(|layer| !layers("small").contains(layer));
+    let waited_for = odd.clone();
     let stalled = Proxy::start(registry.port, move |seen: &Seen| {
         match odd.iter().any(|layer| seen.path.contains(layer)) {
             true => Answer::StallAfter(10),
@@ -172,7 +173,7 @@ fn ctrl_c_ends_a_pull_into_a_sandbox_that_goes_on() {
     nacre.detach("box", [&stalled.reference("small"), "sleep", "1000"]);
     let mut pull = nacre.start(["pull", "--in", "box", &stalled.reference("odd")]);
     let until = Instant::now() + PATIENCE;
-    while fetched(&stalled, &layers("odd")) == 0 {
+    while fetched(&stalled, &waited_for) == 0 {
         assert!(!pull.has_ended() && Instant::now() < until, "{:?}", stalled.seen());
         std::thread::sleep(Duration::from_millis(50));
     }

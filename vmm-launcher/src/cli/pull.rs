@@ -56,11 +56,13 @@ pub async fn in_sandbox<T>(
     for notice in &plan.notices {
         progress.note(notice);
     }
+    // Between the steps, too, a signal is not lost.
+    let interrupted = interrupted();
     let mut sandbox = Sandbox::open(plan, progress).await?;
     let outcome = tokio::select! {
         outcome = work(&sandbox, progress) => outcome,
         gone = sandbox.control.gone() => Err(sandbox.died(gone)),
-        number = interrupted() => Err(Failure::new("pull", "interrupted").with_code(128 + number)),
+        number = interrupted => Err(Failure::new("pull", "interrupted").with_code(128 + number)),
     };
     progress.clear();
     let outcome = match outcome {

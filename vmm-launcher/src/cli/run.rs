@@ -192,16 +192,20 @@ async fn write_timings(path: &std::path::Path, timings: &Timings, sandbox: &Sand
 }
 
 /// A signal that ends a start that is under way; returns its number.
-pub(super) async fn interrupted() -> u8 {
+///
+/// Signals count from this call on, not from when the future is first waited for.
+pub(super) fn interrupted() -> impl Future<Output = u8> {
     let streams =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()));
-    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) = streams else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => 2,
-        _ = terminate.recv() => 15,
-        _ = hangup.recv() => 1,
+    async move {
+        let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) = streams else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = interrupt.recv() => 2,
+            _ = terminate.recv() => 15,
+            _ = hangup.recv() => 1,
+        }
     }
 }
 
