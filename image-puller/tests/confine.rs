@@ -132,19 +132,25 @@ const CALL: &str = "call ";
 /// other exec would be refused (ETXTBSY, execve(2)).
 static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
-#[test]
-fn forbidden_acts_are_refused_or_kill() {
+/// A store of the puller's user, and this program in it: a child must reach it, wherever the build directory is.
+fn store_with_program() -> Option<(tempfile::TempDir, std::path::PathBuf)> {
     if !rustix::process::geteuid().is_root() {
         assert!(std::env::var_os("CI").is_none(), "starting confined children needs root");
-        return eprintln!("skipped: starting confined children needs root");
+        eprintln!("skipped: starting confined children needs root");
+        return None;
     }
     let store = tempfile::tempdir().unwrap();
     rustix::fs::chown(store.path(), Some(rustix::fs::Uid::from_raw(65532)), None).unwrap();
-    // The child must reach the test binary, wherever the build directory is.
     let program = store.path().join("confine-test");
     let copying = ONE_AT_A_TIME.lock();
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     drop(copying);
+    Some((store, program))
+}
+
+#[test]
+fn forbidden_acts_are_refused_or_kill() {
+    let Some((store, program)) = store_with_program() else { return };
     // As a kept disk could have it.
     std::os::unix::fs::symlink("/etc/passwd", store.path().join("leaves")).unwrap();
     for &(act, in_fetcher, in_indexer) in TABLE {
@@ -163,16 +169,7 @@ fn forbidden_acts_are_refused_or_kill() {
 
 #[test]
 fn no_system_call_comes_back_that_is_not_on_the_list() {
-    if !rustix::process::geteuid().is_root() {
-        assert!(std::env::var_os("CI").is_none(), "starting confined children needs root");
-        return eprintln!("skipped: starting confined children needs root");
-    }
-    let store = tempfile::tempdir().unwrap();
-    rustix::fs::chown(store.path(), Some(rustix::fs::Uid::from_raw(65532)), None).unwrap();
-    let program = store.path().join("confine-test");
-    let copying = ONE_AT_A_TIME.lock();
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    drop(copying);
+    let Some((store, program)) = store_with_program() else { return };
     for (process, own) in [("fetcher", FETCHER_CALLS), ("indexer", INDEXER_CALLS)] {
         let mut wrong = Vec::new();
         for number in (0..CALLS_END).filter(|number| !NOT_ASKED.contains(number)) {

@@ -1,9 +1,10 @@
-//! What block, network and entropy devices have in common: requests are taken off a queue and answered one by one.
+//! What block, network, entropy and file system devices have in common: requests are taken off a queue and answered one by one.
 
 use std::io;
 use std::os::fd::RawFd;
 
 use vhost::vhost_user::VhostUserProtocolFeatures;
+use vhost::vhost_user::message::VhostUserVirtioFeatures;
 use vhost_user_backend::{VhostUserBackendMut, VringT};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -15,8 +16,6 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 use super::notes::Notes;
 use super::vhost_user::{Device, Memory, Vring};
 
-/// Entries of a queue.
-pub const QUEUE_SIZE: usize = 256;
 /// The event number of the host's side, above those of any device's queues.
 const STREAM_EVENT: u16 = 64;
 
@@ -25,6 +24,11 @@ pub trait Queues: Send + Sync + 'static {
     /// For messages.
     const NAME: &'static str;
     const COUNT: usize;
+    /// Entries of a queue.
+    const SIZE: usize = 256;
+
+    /// What QEMU wants of the connection.
+    const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::empty();
 
     /// Feature bits besides those of the transport and the rings.
     fn features(&self) -> u64;
@@ -104,7 +108,7 @@ impl<Q: Queues> VhostUserBackendMut for QueueDevice<Q> {
     }
 
     fn max_queue_size(&self) -> usize {
-        QUEUE_SIZE
+        Q::SIZE
     }
 
     fn features(&self) -> u64 {
@@ -112,6 +116,8 @@ impl<Q: Queues> VhostUserBackendMut for QueueDevice<Q> {
             | 1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
             | 1 << VIRTIO_RING_F_EVENT_IDX
+            // For a vhost-user connection; no driver is shown it.
+            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
     fn acked_features(&mut self, features: u64) {
@@ -119,7 +125,7 @@ impl<Q: Queues> VhostUserBackendMut for QueueDevice<Q> {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::empty()
+        Q::PROTOCOL
     }
 
     fn set_event_idx(&mut self, enabled: bool) {

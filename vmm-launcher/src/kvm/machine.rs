@@ -273,14 +273,16 @@ fn map_memory(vm: &VmFd, mib: u32, pages: Pages) -> Result<GuestMemoryMmap, KvmE
     Ok(memory)
 }
 
-/// The words of the devices: size, address, interrupt (Documentation/admin-guide/kernel-parameters.txt).
+/// With the words of the devices: size, address, interrupt (Documentation/admin-guide/kernel-parameters.txt). What stands behind
+/// `--` is for init.
 fn command_line(given: &str, devices: usize) -> String {
-    let mut line = given.to_owned();
+    let (kernels, inits) = given.find(" -- ").map_or((given, ""), |at| given.split_at(at));
+    let mut line = kernels.to_owned();
     for index in 0..devices {
         let address = DEVICES + index as u64 * DEVICE_BYTES;
         line += &format!(" virtio_mmio.device=4K@{address:#x}:{}", FIRST_INTERRUPT + index as u32);
     }
-    line
+    line + inits
 }
 
 fn open(what: &'static str, path: &std::path::Path, write: bool) -> Result<File, KvmError> {
@@ -290,4 +292,20 @@ fn open(what: &'static str, path: &std::path::Path, write: bool) -> Result<File,
 
 fn failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> KvmError {
     move |error| KvmError::Kvm(what, error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_gets_the_words_of_the_devices_and_init_its_own() {
+        let devices = " virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6";
+        assert_eq!(command_line("quiet", 2), format!("quiet{devices}"));
+        assert_eq!(
+            command_line("quiet -- sh -c \"a -- b\"", 2),
+            format!("quiet{devices} -- sh -c \"a -- b\"")
+        );
+        assert_eq!(command_line("a--b", 0), "a--b");
+    }
 }
