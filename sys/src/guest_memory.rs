@@ -4,7 +4,9 @@ use std::io;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::{Address, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    Address, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// The size of a huge page of x86-64, in bytes.
@@ -61,6 +63,22 @@ pub fn give(vm: &VmFd, slot: u32, region: &GuestRegionMmap) -> io::Result<()> {
     // SAFETY: what `map` maps stays mapped as long as the process, so longer than the VM; the guest may do with it what it
     // likes, since everybody else looks at it through volatile accesses of vm-memory.
     Ok(unsafe { vm.set_user_memory_region(memory) }?)
+}
+
+/// Gives pages of guest memory back to the host: they read as zeros from now on, and take no memory until they are written to.
+///
+/// # Errors
+/// The range is not in one region of guest memory, or is not made of whole pages.
+pub fn give_back(memory: &GuestMemoryMmap, address: GuestAddress, bytes: u64) -> io::Result<()> {
+    let outside = |_| io::Error::new(io::ErrorKind::InvalidInput, "a range outside guest memory");
+    let bytes = usize::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let slice = memory.get_slice(address, bytes).map_err(outside)?;
+    // SAFETY: the range lies in a mapping that lives as long as `memory`. Its content changes as if the guest had written
+    // zeros, which it may at any time: all access to it is volatile.
+    match unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), bytes, libc::MADV_DONTNEED) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// An event for KVM, and the same one as a file.

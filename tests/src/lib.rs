@@ -9,6 +9,7 @@ pub mod artefacts;
 pub mod dns;
 pub mod fixtures;
 pub mod guard;
+pub mod lab;
 pub mod nacre;
 pub mod need;
 pub mod network;

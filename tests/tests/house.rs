@@ -19,7 +19,7 @@ const EDGES: [(&str, &[&str]); 11] = [
     ("xtask", &["init-launcher"]),
     ("nacre-plan", &["init-launcher"]),
     ("nacre-puller", &["agent-puller", "fetcher-indexer"]),
-    ("nacre", &["host-agent"]),
+    ("nacre", &["host-agent", "host-vmm"]),
     ("nacre-tests", &["host-agent", "json"]),
     ("nacre-guest-image", &[]),
     ("nacre-kernel-config", &[]),

@@ -1,32 +1,13 @@
 //! Our own VMM, on a KVM that really executes: everything here happens in the lab (`cargo xtask lab`), whatever this host has.
 
-use std::process::{Command, Stdio};
-
 use nacre_tests::fixtures::images;
-use nacre_tests::{artefacts, require};
-
-/// Runs a script in the outer machine, with the programs under test in `$NACRE_BIN`, `$NACRE_KERNEL` and `$NACRE_IMAGE`.
-fn in_lab(script: &str) -> String {
-    let found = artefacts::find().unwrap_or_else(|error| panic!("{error}"));
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .current_dir(artefacts::workspace())
-        .args(["xtask", "lab", "--timeout", "600", "--", "sh", "-c", script])
-        .env("NACRE_BIN", found.nacre)
-        .env("NACRE_KERNEL", found.kernel)
-        .env("NACRE_IMAGE", found.image)
-        .env("NACRE_SMALL", images().reference("small"))
-        .stdin(Stdio::null())
-        .output()
-        .expect("cannot start cargo");
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{}\n{out}{err}", output.status);
-    format!("{out}{err}")
-}
+use nacre_tests::{lab, require};
 
 #[test]
 fn a_sandbox_on_our_own_vmm_has_all_that_one_under_qemu_has() {
     require!(vm, tool "umoci", tool "passt");
-    let said = in_lab(
+    let small = images().reference("small");
+    let said = lab::run(
         r#"
         export HOME=/tmp/home XDG_RUNTIME_DIR=/tmp/runtime
         mkdir -m 700 $HOME $XDG_RUNTIME_DIR; mkdir /tmp/share; echo from the host > /tmp/share/file
@@ -44,12 +25,15 @@ fn a_sandbox_on_our_own_vmm_has_all_that_one_under_qemu_has() {
         for thread in /proc/$(pgrep -f '[v]mm --config')/task/*; do
             echo thread $(cat $thread/comm) $(grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' $thread/status)
         done
+        $NACRE_BIN vmm-control box pause; $NACRE_BIN vmm-control box status | grep state; sleep 1
+        $NACRE_BIN vmm-control box resume; $NACRE_BIN vmm-control box status | grep state
         touch /tmp/share/go; wait $pid; echo code $?
         cat /tmp/share/answer
         echo left $(pgrep -c -f '[v]mm --config')
         $NACRE_BIN run --vmm kvm --image /bin/busybox $NACRE_SMALL true; echo code $?
         echo "$(du -k /tmp/runtime | tail -1 | cut -f1) KiB left"
         "#,
+        &[("NACRE_SMALL", &small)],
     );
     for line in [
         "usable",
@@ -57,6 +41,8 @@ fn a_sandbox_on_our_own_vmm_has_all_that_one_under_qemu_has() {
         "from the host\n",
         "network eth0 lo\n",
         "the disk keeps what is written\n",
+        "\"state\": \"paused\"",
+        "\"state\": \"running\"",
         "code 7\n",
         "from the guest\n",
         "left 0\n",
@@ -79,6 +65,8 @@ fn a_sandbox_on_our_own_vmm_has_all_that_one_under_qemu_has() {
         "nacre-vsock",
         "nacre-fs",
         "nacre-network",
+        "nacre-balloon",
+        "nacre-control",
     ] {
         assert!(names.contains(&name), "{name}: {threads:#?}");
     }

@@ -49,6 +49,31 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Pause, resume or stop the virtual machine of our own VMM, or show what it does
+    VmmControl(VmmControl),
+}
+
+#[derive(Debug, Args)]
+pub struct VmmControl {
+    /// A container, whose sandbox is meant; or the path of a control socket, with a slash in it
+    #[arg(value_name = "NAME|SOCKET")]
+    pub target: String,
+    #[arg(value_enum)]
+    pub request: VmmRequest,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum VmmRequest {
+    /// Hold processors and devices
+    Pause,
+    /// Let them go on
+    Resume,
+    /// End the machine at once, without asking the guest
+    Stop,
+    /// State, process, uptime, devices and what they noticed, as JSON
+    Status,
+    /// Exits of each processor, requests and bytes of each device, as JSON
+    Metrics,
 }
 
 #[derive(Debug, Args)]
@@ -428,6 +453,8 @@ mod tests {
             "nacre exec name",
             "nacre kill -s NOTHING x",
             "nacre stop",
+            "nacre vmm-control box",
+            "nacre vmm-control box jump",
             "nacre frobnicate",
         ] {
             assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");

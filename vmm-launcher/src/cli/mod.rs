@@ -19,6 +19,7 @@ mod run;
 mod store;
 mod terminal;
 mod values;
+mod vmm_control;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Monitor { directory } => return crate::sandbox::run_monitor(directory),
         Command::Vmm { config } => return crate::kvm::run(&config),
+        Command::VmmControl(args) => vmm_control::vmm_control(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Run(args) => on_runtime(run::run(*args)),
         Command::Exec(args) => on_runtime(exec::exec(args)),

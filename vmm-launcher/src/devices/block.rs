@@ -14,6 +14,7 @@ use virtio_bindings::bindings::virtio_blk::{
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use super::meter::Meter;
 use super::notes::Notes;
 use super::queues::Queues;
 
@@ -43,6 +44,7 @@ pub struct Disk {
     /// What the guest flushes reaches the medium. Not worth it for a disk that nothing outlives.
     durable: bool,
     notes: Notes,
+    meter: Meter,
     chunk: Vec<u8>,
 }
 
@@ -66,7 +68,15 @@ impl Disk {
     /// The size of the file cannot be asked.
     pub fn new(file: File, read_only: bool, durable: bool, notes: Notes) -> io::Result<Self> {
         let sectors = file.metadata()?.len() / SECTOR_BYTES;
-        Ok(Self { file, sectors, read_only, durable, notes, chunk: vec![0; CHUNK_BYTES] })
+        Ok(Self {
+            file,
+            sectors,
+            read_only,
+            durable,
+            notes,
+            meter: Meter::default(),
+            chunk: vec![0; CHUNK_BYTES],
+        })
     }
 
     /// `struct virtio_blk_config`: capacity, and the limits of requests.
@@ -122,6 +132,7 @@ impl Disk {
                     self.read_part(part, offset, memory)?;
                     offset += u64::from(part.len);
                     *written += part.len;
+                    self.meter.to_guest(part.len.into());
                 }
                 Ok(())
             }
@@ -130,6 +141,7 @@ impl Disk {
                 let mut offset = self.place(request.sector, request.bytes(false))?;
                 for part in request.parts.iter().filter(|part| !part.for_device) {
                     self.write_part(part, offset, memory)?;
+                    self.meter.from_guest(part.len.into());
                     offset += u64::from(part.len);
                 }
                 Ok(())
@@ -239,6 +251,10 @@ impl Queues for Disk {
             false => 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES,
         };
         common | own
+    }
+
+    fn metered(&mut self, meter: Meter) {
+        self.meter = meter;
     }
 
     fn process(&mut self, _index: usize, queue: &mut Queue, memory: &GuestMemoryMmap) -> bool {

@@ -4,6 +4,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
+use super::meter::Meter;
 use super::notes::Notes;
 use super::queues::Queues;
 
@@ -12,11 +13,12 @@ const ANSWER_BYTES_MAX: usize = 256;
 
 pub struct Entropy {
     notes: Notes,
+    meter: Meter,
 }
 
 impl Entropy {
     pub fn new(notes: Notes) -> Self {
-        Self { notes }
+        Self { notes, meter: Meter::default() }
     }
 }
 
@@ -26,6 +28,10 @@ impl Queues for Entropy {
 
     fn features(&self) -> u64 {
         0
+    }
+
+    fn metered(&mut self, meter: Meter) {
+        self.meter = meter;
     }
 
     fn process(&mut self, _index: usize, queue: &mut Queue, memory: &GuestMemoryMmap) -> bool {
@@ -39,6 +45,7 @@ impl Queues for Entropy {
                 let bytes = bytes.get(..filled.min(descriptor.len() as usize)).unwrap_or_default();
                 memory.write_slice(bytes, descriptor.addr()).map_or(0, |()| bytes.len() as u32)
             });
+            self.meter.to_guest(len.into());
             if let Err(error) = queue.add_used(memory, head, len) {
                 self.notes.add(format_args!("virtio-rng used ring: {error}"));
             }

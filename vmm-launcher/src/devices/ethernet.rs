@@ -11,6 +11,7 @@ use virtio_bindings::bindings::virtio_net::{
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
+use super::meter::Meter;
 use super::notes::Notes;
 use super::queues::Queues;
 
@@ -28,6 +29,7 @@ pub struct Card {
     mac: [u8; 6],
     mtu: u16,
     notes: Notes,
+    meter: Meter,
     /// What came off the stream: the bytes from `taken` to `filled` are still to go to the guest.
     input: Box<[u8]>,
     taken: usize,
@@ -44,7 +46,19 @@ impl Card {
         let stream = UnixStream::from(stream);
         stream.set_nonblocking(true)?;
         let input = vec![0; INPUT_BYTES].into_boxed_slice();
-        Ok(Self { stream, mac, mtu, notes, input, taken: 0, filled: 0, output: Vec::new(), gone: false })
+        let meter = Meter::default();
+        Ok(Self {
+            stream,
+            mac,
+            mtu,
+            notes,
+            meter,
+            input,
+            taken: 0,
+            filled: 0,
+            output: Vec::new(),
+            gone: false,
+        })
     }
 
     /// `struct virtio_net_config`: address, status, queue pairs, MTU.
@@ -115,6 +129,7 @@ impl Card {
                 }
                 len += piece.len() as u32;
             }
+            self.meter.to_guest(frame.len() as u64);
             if (len as usize) < HEADER_BYTES + frame.len() {
                 self.notes.add("virtio-net: a buffer with too little room for a frame");
             }
@@ -157,6 +172,7 @@ impl Card {
             }
             match frame.len().checked_sub(LENGTH_BYTES).and_then(|len| u32::try_from(len).ok()) {
                 Some(len) if skip == 0 && len > 0 => {
+                    self.meter.from_guest(len.into());
                     if let Some(place) = frame.get_mut(..LENGTH_BYTES) {
                         place.copy_from_slice(&len.to_be_bytes());
                     }
@@ -200,6 +216,10 @@ impl Queues for Card {
 
     fn features(&self) -> u64 {
         1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MTU
+    }
+
+    fn metered(&mut self, meter: Meter) {
+        self.meter = meter;
     }
 
     fn process(&mut self, index: usize, queue: &mut Queue, memory: &GuestMemoryMmap) -> bool {

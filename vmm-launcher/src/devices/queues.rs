@@ -13,6 +13,7 @@ use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
+use super::meter::Meter;
 use super::notes::Notes;
 use super::vhost_user::{Device, Memory, Vring};
 
@@ -32,6 +33,9 @@ pub trait Queues: Send + Sync + 'static {
 
     /// Feature bits besides those of the transport and the rings.
     fn features(&self) -> u64;
+
+    /// Where it counts the bytes that pass.
+    fn metered(&mut self, meter: Meter);
 
     /// What the driver took of them.
     fn negotiated(&mut self, _features: u64) {}
@@ -85,6 +89,10 @@ impl<Q: Queues> QueueDevice<Q> {
 }
 
 impl<Q: Queues> Device for QueueDevice<Q> {
+    fn metered(&mut self, meter: Meter) {
+        self.queues.metered(meter);
+    }
+
     fn extra_event(&self) -> Option<(RawFd, u16)> {
         Some((self.queues.stream()?, STREAM_EVENT))
     }

@@ -16,6 +16,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::EventNotifier;
 
+use super::meter::Meter;
 use super::notes::Notes;
 
 /// Guest memory as the vhost-user crates hold it.
@@ -25,6 +26,8 @@ pub type Vring = VringRwLock<Memory>;
 
 /// What a device adds to the backend trait so that it can be served.
 pub trait Device: VhostUserBackendMut<Bitmap = (), Vring = Vring> + 'static {
+    /// Where it counts the bytes that pass.
+    fn metered(&mut self, meter: Meter);
     /// A descriptor besides the queues that wakes the device, with its event number (above the queue count plus 1).
     fn extra_event(&self) -> Option<(std::os::fd::RawFd, u16)>;
     /// What of that descriptor wakes it.

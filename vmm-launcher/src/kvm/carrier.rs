@@ -11,6 +11,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::KvmError;
 use super::jail::{self, Kind};
+use super::life::Life;
+use crate::devices::meter::Meter;
 use crate::devices::notes::Notes;
 use crate::devices::vhost_user::{Device, Memory, Vring};
 
@@ -57,7 +59,7 @@ impl<D: Device> Carrier<D> {
         (name, kind): (&'static str, Kind),
         memory: &Memory,
         interrupt: &File,
-        notes: Notes,
+        (notes, life, meter): (Notes, Arc<Life>, Meter),
         make: impl FnOnce(Memory) -> Result<D, String> + Send + 'static,
     ) -> Result<Self, KvmError> {
         let setup = |source| KvmError::Device(name, source);
@@ -69,7 +71,10 @@ impl<D: Device> Carrier<D> {
             .name(format!("nacre-{name}"))
             .spawn(move || {
                 let device = match make(own_memory) {
-                    Ok(device) => Arc::new(Mutex::new(device)),
+                    Ok(mut device) => {
+                        device.metered(meter.clone());
+                        Arc::new(Mutex::new(device))
+                    }
                     Err(problem) => return drop(made.send(Err(problem))),
                 };
                 let _ = made.send(Ok(Arc::clone(&device)));
@@ -77,7 +82,7 @@ impl<D: Device> Carrier<D> {
                 let confined = jail::confine(kind);
                 let _ = confirm.send(confined.is_ok());
                 match confined {
-                    Ok(()) => serve(name, &device, &epoll, &vrings, &kicks, &notes),
+                    Ok(()) => serve(name, &device, &epoll, (&vrings, &kicks), &notes, (&life, &meter)),
                     Err(error) => notes.add(format_args!("{name}: {error}")),
                 }
             })
@@ -127,9 +132,9 @@ fn serve<D: Device>(
     name: &str,
     device: &Mutex<D>,
     epoll: &Epoll,
-    vrings: &[Vring],
-    kicks: &[EventFd],
+    (vrings, kicks): (&[Vring], &[EventFd]),
     notes: &Notes,
+    (life, meter): (&Life, &Meter),
 ) {
     let mut events = [EpollEvent::default(); EVENTS];
     loop {
@@ -138,6 +143,8 @@ fn serve<D: Device>(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return notes.add(format_args!("{name}: {error}")),
         };
+        // Not while the machine rests.
+        let _work = life.work();
         for event in events.iter().take(count) {
             let number = event.data();
             if let Some(kick) = usize::try_from(number).ok().and_then(|index| kicks.get(index)) {
@@ -145,11 +152,20 @@ fn serve<D: Device>(
                 let _ = kick.read();
             }
             let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = taken(vrings);
             if let Err(error) = device.handle_event(number as u16, event.event_set(), vrings, 0) {
                 notes.add(format_args!("{name}: {error}"));
             }
+            meter.woken(
+                taken(vrings).zip(before).map(|(now, before)| u64::from(now.wrapping_sub(before))).sum(),
+            );
         }
     }
+}
+
+/// How far each queue was taken.
+fn taken(vrings: &[Vring]) -> impl Iterator<Item = u16> {
+    vrings.iter().map(VringT::queue_next_avail).collect::<Vec<_>>().into_iter()
 }
 
 impl<D: Device> Carried for Carrier<D> {

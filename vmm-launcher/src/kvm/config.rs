@@ -42,6 +42,15 @@ pub struct Config {
     pub shares: Vec<ShareConfig>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkConfig>,
+    /// A balloon by which the guest gives memory back that it does not use any more.
+    #[serde(default)]
+    pub balloon: bool,
+    /// A virtio console besides the serial port: hvc0. What is written to either comes out at the standard output.
+    #[serde(default)]
+    pub virtio_console: bool,
+    /// Where the VMM makes its control socket (`nacre_protocols::host_vmm`); it must not be there yet. Without it there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<PathBuf>,
 }
 
 /// What memory is made of.

@@ -3,31 +3,39 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, LineWriter, Stdout};
 use std::os::fd::OwnedFd;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Barrier};
+use std::time::Instant;
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuExit, VcpuFd, VmFd};
 use nacre_sys::guest_memory;
 use virtio_bindings::virtio_ids::{
-    VIRTIO_ID_BLOCK, VIRTIO_ID_FS, VIRTIO_ID_NET, VIRTIO_ID_RNG, VIRTIO_ID_VSOCK,
+    VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_FS, VIRTIO_ID_NET, VIRTIO_ID_RNG,
+    VIRTIO_ID_VSOCK,
 };
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap};
 
 use super::bus::Bus;
 use super::carrier::Carrier;
 use super::config::{Config, Inherited, Pages, Source};
+use super::control::{self, About, Control, Kick};
 use super::jail::{self, Kind};
 use super::layout::{
     self, DEVICE_BYTES, DEVICES, FIRST_INTERRUPT, IDENTITY_MAP, MAX_DEVICES, SERIAL_INTERRUPT, TSS,
 };
+use super::life::{ExitCounters, Life};
 use super::ports::{Interrupt, Ports};
 use super::transport::{QUEUE_NOTIFY, Transport};
 use super::{End, KvmError, boot, cpu};
+use crate::devices::balloon::Balloon;
 use crate::devices::block::Disk;
+use crate::devices::console;
 use crate::devices::entropy::Entropy;
 use crate::devices::ethernet::Card;
 use crate::devices::fs::{self, Access, Share, SharedDirs, TAG};
+use crate::devices::meter::Meter;
 use crate::devices::notes::Notes;
 use crate::devices::queues::QueueDevice;
 use crate::devices::vhost_user::{Device, Memory};
@@ -43,7 +51,9 @@ type Console = LineWriter<Stdout>;
 pub struct Machine {
     vcpus: Vec<VcpuFd>,
     bus: Bus<Console>,
-    notes: Notes,
+    life: Arc<Life>,
+    control: Option<OwnedFd>,
+    about: About,
     /// As long as it lives, so does the virtual machine.
     _vm: VmFd,
 }
@@ -65,11 +75,28 @@ impl Machine {
         vm.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))?;
 
         let memory = map_memory(&vm, config.memory_mib, config.memory_pages)?;
-        let notes = Notes::default();
-        let mut devices =
-            Devices { vm: &vm, memory: Memory::new(memory.clone()), notes: &notes, made: Vec::new() };
+        let life = Arc::new(Life::new(config.processors.into()));
+        let mut about = About {
+            processors: config.processors,
+            memory_mib: config.memory_mib,
+            made: Instant::now(),
+            devices: Vec::new(),
+            returned: Meter::default(),
+            notes: Notes::default(),
+        };
+        let mut devices = Devices {
+            vm: &vm,
+            memory: Memory::new(memory.clone()),
+            life: &life,
+            about: &mut about,
+            made: Vec::new(),
+        };
         devices.make(&config, &mut inherited)?;
         let transports = devices.made;
+        let control = config
+            .control
+            .map(|path| control::listen(&path).map_err(|source| KvmError::Control { path, source }));
+        let control = control.transpose()?;
 
         let kernel = open("kernel", &config.kernel, false)?;
         let initrd = config.initrd.as_deref().map(|path| open("initrd", path, false)).transpose()?;
@@ -87,7 +114,7 @@ impl Machine {
         let (serial, _) = guest_memory::event().map_err(|error| KvmError::Device("serial", error))?;
         vm.register_irqfd(&serial, SERIAL_INTERRUPT).map_err(failed("KVM_IRQFD"))?;
         let ports = Ports::new(Interrupt(serial), LineWriter::new(io::stdout()));
-        Ok(Self { vcpus, bus: Bus::new(ports, transports), notes, _vm: vm })
+        Ok(Self { vcpus, bus: Bus::new(ports, transports), life, control, about, _vm: vm })
     }
 
     /// Runs the guest to its end.
@@ -99,47 +126,91 @@ impl Machine {
         let bus = Arc::new(self.bus);
         // No processor runs before every thread is where it belongs.
         let ready = Arc::new(Barrier::new(self.vcpus.len() + 1));
+        let (life, notes) = (self.life, self.about.notes.clone());
+        Kick::prepare().map_err(|error| KvmError::Kvm("preparing a signal", error))?;
+        let mut threads = Vec::new();
         let (sender, ends): (Sender<_>, Receiver<_>) = channel();
         for (id, mut vcpu) in (0..).zip(self.vcpus) {
             let (bus, sender, ready) = (Arc::clone(&bus), sender.clone(), Arc::clone(&ready));
-            std::thread::Builder::new()
+            let life = Arc::clone(&life);
+            let thread = std::thread::Builder::new()
                 .name(format!("nacre-vcpu{id}"))
                 .spawn(move || {
                     let confined = jail::confine(Kind::Processor);
                     ready.wait();
-                    let end =
-                        confined.map_err(KvmError::from).and_then(|()| run_processor(&mut vcpu, id, &bus));
+                    let end = confined
+                        .map_err(KvmError::from)
+                        .and_then(|()| run_processor(&mut vcpu, id, &bus, &life));
                     drop(sender.send(end));
                 })
                 .map_err(KvmError::Thread)?;
+            threads.push(thread);
         }
-        drop(sender);
+        if let Some(listener) = self.control {
+            let control = Control { life, kick: Kick(threads), about: self.about, ends: sender };
+            start_control(control, listener)?;
+        }
         jail::confine(Kind::Main)?;
         ready.wait();
         // The first that ends, ends the machine: the process is about to exit, and the other threads with it.
         let end = ends.recv().unwrap_or(Ok(End::Reset));
         bus.flush();
-        for note in self.notes.list() {
+        for note in notes.list() {
             eprintln!("nacre vmm: {note}");
         }
         end
     }
 }
 
-fn run_processor(vcpu: &mut VcpuFd, id: u8, bus: &Bus<Console>) -> Result<End, KvmError> {
+/// In a thread of its own, which is confined when this returns.
+fn start_control(control: Control, listener: OwnedFd) -> Result<(), KvmError> {
+    let (report, confined) = sync_channel(1);
+    std::thread::Builder::new()
+        .name("nacre-control".to_owned())
+        .spawn(move || {
+            let confined = jail::confine(Kind::Control);
+            let ready = confined.is_ok();
+            let _ = report.send(confined);
+            if ready {
+                control.serve(&listener);
+            }
+        })
+        .map_err(KvmError::Thread)?;
+    Ok(confined.recv().unwrap_or(Ok(()))?)
+}
+
+fn run_processor(vcpu: &mut VcpuFd, id: u8, bus: &Bus<Console>, life: &Life) -> Result<End, KvmError> {
     let stopped = |what: String| Err(KvmError::Processor { id, what });
+    let nobody = ExitCounters::default();
+    let exits = life.exits(id).unwrap_or(&nobody);
+    let count = |counter: &AtomicU64| {
+        counter.fetch_add(1, Ordering::Relaxed);
+    };
     loop {
+        // With this KVM only finishes the instruction that the guest is in, and says that it was interrupted.
+        let pausing = life.is_paused();
+        vcpu.set_kvm_immediate_exit(pausing.into());
         match vcpu.run() {
-            Ok(VcpuExit::MmioRead(address, data)) => bus.read(address, data),
-            Ok(VcpuExit::MmioWrite(address, data)) => bus.write(address, data),
-            Ok(VcpuExit::IoIn(port, data)) => bus.read_port(port, data),
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                count(&exits.mmio_read);
+                bus.read(address, data);
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                count(&exits.mmio_write);
+                bus.write(address, data);
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                count(&exits.port_in);
+                bus.read_port(port, data);
+            }
             Ok(VcpuExit::IoOut(port, data)) => {
+                count(&exits.port_out);
                 if bus.write_port(port, data) {
                     return Ok(End::Reset);
                 }
             }
             Ok(VcpuExit::Shutdown) => return Ok(End::TripleFault),
-            Ok(VcpuExit::Intr | VcpuExit::Hlt) => {}
+            Ok(VcpuExit::Intr | VcpuExit::Hlt) => count(&exits.other),
             Ok(VcpuExit::FailEntry(reason, _)) => {
                 return stopped(format!("the hardware refuses to enter the guest, reason {reason:#x}"));
             }
@@ -147,7 +218,16 @@ fn run_processor(vcpu: &mut VcpuFd, id: u8, bus: &Bus<Console>) -> Result<End, K
                 return stopped("KVM cannot execute an instruction of the guest".to_owned());
             }
             Ok(other) => return stopped(format!("an exit that makes no sense: {other:?}")),
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+            Err(error) if error.errno() == libc::EINTR => {
+                count(&exits.interrupted);
+                if pausing {
+                    life.park();
+                    // So that the guest takes the time that has passed for no hang of its own; it may have no such clock.
+                    let _ = vcpu.kvmclock_ctrl();
+                }
+            }
+            // It waited to be started by another one.
+            Err(error) if error.errno() == libc::EAGAIN => count(&exits.other),
             Err(error) => return stopped(format!("KVM_RUN fails: {}", io::Error::from(error))),
         }
     }
@@ -157,7 +237,8 @@ fn run_processor(vcpu: &mut VcpuFd, id: u8, bus: &Bus<Console>) -> Result<End, K
 struct Devices<'a> {
     vm: &'a VmFd,
     memory: Memory,
-    notes: &'a Notes,
+    life: &'a Arc<Life>,
+    about: &'a mut About,
     made: Vec<Transport>,
 }
 
@@ -168,17 +249,17 @@ impl Devices<'_> {
                 Source::Path(path) => open("disk", path, !disk.read_only)?,
                 Source::Fd(fd) => File::from(inherited.get(*fd)?),
             };
-            let disk = Disk::new(file, disk.read_only, disk.durable, self.notes.clone());
+            let disk = Disk::new(file, disk.read_only, disk.durable, self.about.notes.clone());
             let disk = disk.map_err(|error| KvmError::Device("disk", error))?;
             let space = disk.config_space();
             self.add_queues(("disk", Kind::Disk), VIRTIO_ID_BLOCK, space, disk)?;
         }
-        let entropy = Entropy::new(self.notes.clone());
+        let entropy = Entropy::new(self.about.notes.clone());
         self.add_queues(("rng", Kind::Entropy), VIRTIO_ID_RNG, Vec::new(), entropy)?;
         if let Some(vsock) = &config.vsock {
             let settings = VsockConfig { guest_cid: vsock.guest_cid, path: vsock.socket.clone() };
             let space = u64::from(vsock.guest_cid).to_le_bytes().to_vec();
-            let notes = self.notes.clone();
+            let notes = self.about.notes.clone();
             // The third queue is for events, of which there are none.
             self.add(("vsock", Kind::Vsock), VIRTIO_ID_VSOCK, 3, space, move |memory| {
                 vsock::backend::device(settings, memory, notes)
@@ -189,10 +270,19 @@ impl Devices<'_> {
         }
         if let Some(network) = &config.network {
             let stream: OwnedFd = inherited.get(network.fd)?;
-            let card = Card::new(stream, network.mac, network.mtu, self.notes.clone());
+            let card = Card::new(stream, network.mac, network.mtu, self.about.notes.clone());
             let card = card.map_err(|error| KvmError::Device("network", error))?;
             let space = card.config_space();
             self.add_queues(("network", Kind::Network), VIRTIO_ID_NET, space, card)?;
+        }
+        if config.balloon {
+            let balloon = Balloon::new(self.about.returned.clone(), self.about.notes.clone());
+            self.add_queues(("balloon", Kind::Balloon), VIRTIO_ID_BALLOON, Balloon::config_space(), balloon)?;
+        }
+        if config.virtio_console {
+            let console = console::Console::new(io::stdout(), self.about.notes.clone());
+            let space = console::Console::<Stdout>::config_space();
+            self.add_queues(("console", Kind::Console), VIRTIO_ID_CONSOLE, space, console)?;
         }
         Ok(())
     }
@@ -214,7 +304,7 @@ impl Devices<'_> {
         let mut space = TAG.as_bytes().to_vec();
         space.resize(TAG_BYTES, 0);
         space.extend(1_u32.to_le_bytes());
-        let notes = self.notes.clone();
+        let notes = self.about.notes.clone();
         self.add(("fs", Kind::Files), VIRTIO_ID_FS, 2, space, move |memory| {
             fs::backend::confined(shared, memory, notes)
         })
@@ -227,7 +317,7 @@ impl Devices<'_> {
         space: Vec<u8>,
         queues: Q,
     ) -> Result<(), KvmError> {
-        let notes = self.notes.clone();
+        let notes = self.about.notes.clone();
         self.add(thread, id, Q::COUNT, space, move |memory| {
             QueueDevice::new(queues, memory, notes).map_err(|error| error.to_string())
         })
@@ -247,12 +337,15 @@ impl Devices<'_> {
         }
         let (interrupt, file) = guest_memory::event().map_err(|error| KvmError::Device(name, error))?;
         self.vm.register_irqfd(&interrupt, FIRST_INTERRUPT + index as u32).map_err(failed("KVM_IRQFD"))?;
-        let carrier = Carrier::start(thread, &self.memory, &file, self.notes.clone(), make)?;
+        let meter = Meter::default();
+        let host = (self.about.notes.clone(), Arc::clone(self.life), meter.clone());
+        let carrier = Carrier::start(thread, &self.memory, &file, host, make)?;
+        self.about.devices.push((name, meter));
         let notify = IoEventAddress::Mmio(DEVICES + index as u64 * DEVICE_BYTES + QUEUE_NOTIFY);
         for (queue, kick) in (0_u32..).zip(carrier.kicks()) {
             self.vm.register_ioevent(kick, &notify, queue).map_err(failed("KVM_IOEVENTFD"))?;
         }
-        self.made.push(Transport::new(name, id, queues, space, Box::new(carrier), self.notes.clone()));
+        self.made.push(Transport::new(name, id, queues, space, Box::new(carrier), self.about.notes.clone()));
         Ok(())
     }
 }

@@ -8,9 +8,11 @@ mod boot;
 mod bus;
 mod carrier;
 pub mod config;
+pub mod control;
 mod cpu;
 pub mod jail;
 mod layout;
+mod life;
 mod machine;
 mod mp_table;
 mod ports;
@@ -30,10 +32,14 @@ pub enum End {
     Reset,
     /// It crashed so that not even its kernel noticed: a triple fault.
     TripleFault,
+    /// Somebody said so at the control socket.
+    Stopped,
 }
 
 /// The exit code of a process whose guest crashed by a triple fault.
 pub const EXIT_TRIPLE_FAULT: u8 = 3;
+/// The exit code of a process that was told to stop at its control socket.
+pub const EXIT_STOPPED: u8 = 4;
 
 /// A machine that cannot be, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +66,8 @@ pub enum KvmError {
     CommandLine(usize),
     #[error("device {0}: {1}")]
     Device(&'static str, #[source] io::Error),
+    #[error("cannot make the control socket {path}: {source}")]
+    Control { path: PathBuf, source: io::Error },
     #[error("{0} devices; the limit is 19")]
     TooManyDevices(usize),
     #[error("a thread cannot be started: {0}")]
@@ -78,6 +86,7 @@ pub fn run(config: &std::path::Path) -> ExitCode {
     match outcome {
         Ok(End::Reset) => ExitCode::SUCCESS,
         Ok(End::TripleFault) => ExitCode::from(EXIT_TRIPLE_FAULT),
+        Ok(End::Stopped) => ExitCode::from(EXIT_STOPPED),
         Err(error) => {
             eprintln!("nacre vmm: {error}");
             ExitCode::FAILURE

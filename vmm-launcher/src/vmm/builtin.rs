@@ -18,7 +18,7 @@ use crate::net::GuestNet;
 pub fn machine(
     config: &VmConfig,
     cmdline: &str,
-    vsock: &Path,
+    (vsock, control): (&Path, &Path),
     root: Option<RawFd>,
     scratch: Option<RawFd>,
     network: Option<(RawFd, &GuestNet)>,
@@ -44,6 +44,9 @@ pub fn machine(
         vsock: Some(VsockDevice { guest_cid: config.guest_cid, socket: vsock.to_owned() }),
         shares: config.shares.iter().map(share).collect(),
         network: network.map(|(fd, guest)| NetworkConfig { fd, mac: guest.mac, mtu: guest.mtu }),
+        balloon: true,
+        virtio_console: false,
+        control: Some(control.to_owned()),
     }
 }
 

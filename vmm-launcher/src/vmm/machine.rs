@@ -23,11 +23,13 @@ use crate::devices::notes::Notes;
 use crate::devices::vhost_user::{ServeError, Served};
 use crate::devices::vsock::backend::serve_vsock;
 use crate::devices::vsock::{VsockConfig, client};
-use crate::kvm::EXIT_TRIPLE_FAULT;
+use crate::kvm::{EXIT_STOPPED, EXIT_TRIPLE_FAULT};
 use crate::net::{Counters, Engine, GuestNet, NetConfig, NetError, Network};
 
 /// The hybrid vsock socket inside the runtime directory.
 const VSOCK_NAME: &str = "vsock";
+/// The control socket of our own VMM, beside it.
+pub const CONTROL_NAME: &str = "vmm";
 /// Lines of console that an error shows.
 const ERROR_LINES: usize = 20;
 /// How long one attempt to reach the guest may take before the state of QEMU is looked at again.
@@ -57,6 +59,8 @@ pub enum VmEnd {
     Panicked { line: String },
     /// It crashed so that its kernel could not say anything: a triple fault. (QEMU cannot tell this from `Finished`.)
     Crashed,
+    /// Somebody asked the VMM at its control socket to end it.
+    Stopped,
     /// The VMM was killed by a signal (ours or another's).
     Killed { signal: i32 },
     /// The VMM gave up; what it said.
@@ -139,7 +143,15 @@ impl Vm {
         let root = files.root.map(|file| inherited.add(file.into()));
         let scratch = files.scratch.map(|file| inherited.add(file.into()));
         let stream = network.take_stream().map(|stream| inherited.add(stream));
-        let machine = builtin::machine(&config, cmdline, &vsock, root, scratch, stream.zip(network.guest()));
+        let control = config.runtime_dir.join(CONTROL_NAME);
+        let machine = builtin::machine(
+            &config,
+            cmdline,
+            (&vsock, &control),
+            root,
+            scratch,
+            stream.zip(network.guest()),
+        );
         let file = builtin::as_file(&machine).map_err(VmError::Pipe)?;
         let mut command = Command::new(&config.program);
         command.args(["vmm", "--config", &format!("/proc/self/fd/{}", inherited.add(file))]);
@@ -271,6 +283,9 @@ impl Vm {
             ProcessEnd::Killed { signal } => VmEnd::Killed { signal },
             ProcessEnd::Exited(code) if self.accel.builtin && code == i32::from(EXIT_TRIPLE_FAULT) => {
                 VmEnd::Crashed
+            }
+            ProcessEnd::Exited(code) if self.accel.builtin && code == i32::from(EXIT_STOPPED) => {
+                VmEnd::Stopped
             }
             ProcessEnd::Exited(0) => match self.console.panic_line() {
                 Some(line) => VmEnd::Panicked { line },
@@ -405,6 +420,7 @@ impl BootFailure {
             }
             BootCause::Ended(VmEnd::Finished) => "the guest ended by itself; see the console above",
             BootCause::Ended(VmEnd::Crashed) => "try --vmm qemu, and report it with kernel and processor",
+            BootCause::Ended(VmEnd::Stopped) => "somebody said so: nacre vmm-control",
             BootCause::Ended(VmEnd::Killed { signal: 9 }) => {
                 "somebody killed the VMM; if the host ran out of memory, dmesg says so"
             }
@@ -454,6 +470,7 @@ impl fmt::Display for VmEnd {
             VmEnd::Finished => f.write_str("the guest ended"),
             VmEnd::Panicked { line } => write!(f, "the guest kernel panicked: {line}"),
             VmEnd::Crashed => f.write_str("the guest crashed (triple fault)"),
+            VmEnd::Stopped => f.write_str("the VM was stopped at its control socket"),
             VmEnd::Killed { signal } => write!(f, "the VMM was killed by signal {signal}"),
             VmEnd::Failed { code, message } if message.is_empty() => {
                 write!(f, "the VMM ended with code {code}")

@@ -12,6 +12,6 @@ mod qemu;
 pub use accel::{Accel, AccelChoice, KvmVerdict, Vmm, choose_accel, probe_kvm};
 pub use config::{ConfigError, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Scratch, VmConfig};
 pub use console::Console;
-pub use machine::{BootCause, BootFailure, Vm, VmEnd, VmError};
+pub use machine::{BootCause, BootFailure, CONTROL_NAME, Vm, VmEnd, VmError};
 pub use process::{Process, ProcessEnd};
 pub use qemu::{MICROVM, QEMU, find_program};

@@ -12,6 +12,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::confine::confine;
 use super::{FsError, Share, SharedDirs};
+use crate::devices::meter::Meter;
 use crate::devices::notes::Notes;
 use crate::devices::queues::{QueueDevice, Queues};
 use crate::devices::vhost_user::{Device, Memory, Served, serve};
@@ -41,7 +42,7 @@ pub fn confined(shared: SharedDirs, memory: Memory, notes: Notes) -> Result<impl
     if let Some(weakness) = weakness {
         notes.add(weakness);
     }
-    let fs = Fs { server: Server::new(shared), notes: notes.clone(), broken: false };
+    let fs = Fs { server: Server::new(shared), notes: notes.clone(), meter: Meter::default(), broken: false };
     QueueDevice::new(fs, memory, notes).map_err(|error| error.to_string())
 }
 
@@ -64,6 +65,7 @@ pub fn raise_file_limit() -> u64 {
 pub struct Fs {
     server: Server<SharedDirs>,
     notes: Notes,
+    meter: Meter,
     broken: bool,
 }
 
@@ -79,6 +81,7 @@ impl Fs {
             self.notes.add("virtio-fs: a request outside guest memory");
             return 0;
         };
+        self.meter.from_guest(reader.available_bytes() as u64);
         // The FUSE decoder is not ours. A panic in it must not take the program down; the device stops instead.
         let handled = catch_unwind(AssertUnwindSafe(|| {
             self.server.handle_message(reader, Writer::VirtioFs(writer), None, None)
@@ -110,6 +113,10 @@ impl Queues for Fs {
         0
     }
 
+    fn metered(&mut self, meter: Meter) {
+        self.meter = meter;
+    }
+
     /// Answers every request in the queue.
     fn process(&mut self, _index: usize, queue: &mut Queue, memory: &GuestMemoryMmap) -> bool {
         let mut used = false;
@@ -121,6 +128,7 @@ impl Queues for Fs {
             }
             let head = chain.head_index();
             let len = self.answer(memory, chain);
+            self.meter.to_guest(len.into());
             if let Err(error) = queue.add_used(memory, head, len) {
                 self.notes.add(format_args!("virtio-fs used ring: {error}"));
             }

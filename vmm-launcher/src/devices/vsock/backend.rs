@@ -14,6 +14,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
 use super::{Vsock, VsockConfig};
+use crate::devices::meter::Meter;
 use crate::devices::notes::Notes;
 use crate::devices::vhost_user::{Device, Memory, ServeError, Served, Vring, serve};
 
@@ -100,6 +101,10 @@ impl Backend {
 }
 
 impl Device for Backend {
+    fn metered(&mut self, meter: Meter) {
+        self.vsock.metered(meter);
+    }
+
     fn extra_event(&self) -> Option<(RawFd, u16)> {
         Some((self.vsock.poll_fd().as_raw_fd(), HOST_EVENT))
     }

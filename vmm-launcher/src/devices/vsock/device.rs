@@ -15,6 +15,7 @@ use super::buffers::{Buffers, Direction};
 use super::connection::{BUF_ALLOC_BYTES, Connection, Fate, Key};
 use super::handshake::{MAX_LINE_BYTES, parse_connect};
 use super::packet::{HEADER_BYTES, HOST_CID, Header, Op, PacketError, TYPE_STREAM};
+use crate::devices::meter::Meter;
 use crate::devices::notes::Notes;
 
 /// Connections at one time, those in their greeting included.
@@ -70,6 +71,7 @@ pub struct Vsock {
     next_token: u64,
     next_port: u32,
     notes: Notes,
+    meter: Meter,
 }
 
 /// A client that has not said its line yet.
@@ -111,7 +113,13 @@ impl Vsock {
             next_token: WAKE + 1,
             next_port: FIRST_HOST_PORT,
             notes,
+            meter: Meter::default(),
         })
+    }
+
+    /// Counts the bytes of connections there.
+    pub fn metered(&mut self, meter: Meter) {
+        self.meter = meter;
     }
 
     /// Readable when [`Vsock::host_ready`] has something to do.
@@ -179,7 +187,10 @@ impl Vsock {
             let Some(chain) = queue.pop_descriptor_chain(memory) else { break };
             let head = chain.head_index();
             match Buffers::collect(memory, chain, Direction::FromGuest).and_then(Buffers::split_header) {
-                Ok((header, payload)) => self.packet(&Header::decode(&header.read_header()), &payload),
+                Ok((header, payload)) => {
+                    self.meter.from_guest(payload.byte_count() as u64);
+                    self.packet(&Header::decode(&header.read_header()), &payload);
+                }
                 Err(error) => self.notes.add(format_args!("vsock transmit: {error}")),
             }
             used = true;
@@ -204,6 +215,7 @@ impl Vsock {
                         break;
                     };
                     room_for_header.write_header(&header.encode());
+                    self.meter.to_guest(header.len.into());
                     self.give_back(queue, memory, head, HEADER_BYTES as u32 + header.len);
                 }
                 Err(error) => {

@@ -1,0 +1,93 @@
+//! `nacre vmm`, as any launcher may start it: its control socket, and devices that the run command does not use. In the lab.
+
+use nacre_tests::{lab, require};
+
+/// Fills and frees memory, uses its disk, then counts on and on.
+const GUEST: &str = r#"
+echo words by the virtio console > /dev/hvc0
+busybox dd if=/dev/zero of=/tmp/fill bs=1M count=96 2> /dev/null; echo filled
+until busybox dd if=/dev/vdb bs=1 count=2 iflag=direct 2> /dev/null | busybox grep -q go; do busybox sleep 0.1; done
+busybox rm /tmp/fill; echo freed
+busybox dd if=/dev/zero of=/dev/vdb bs=1M count=16 seek=1 conv=fsync 2> /dev/null; echo written
+until busybox dd if=/dev/vdb bs=1 count=4 iflag=direct 2> /dev/null | busybox grep -q more; do busybox sleep 0.1; done
+busybox blkdiscard /dev/vdb && echo discarded
+while true; do echo tick; busybox usleep 50000; done
+"#;
+
+#[test]
+fn a_machine_is_controlled_and_gives_back_what_it_does_not_use() {
+    require!(vm, tool "mkfs.erofs");
+    let folder = tempfile::tempdir().expect("no temporary directory");
+    let image = lab::busybox_guest(folder.path(), GUEST);
+    let said = lab::run(
+        r#"
+        cd /tmp; truncate -s 32M disk
+        cat > config.json <<END
+        {"version": 1, "kernel": "$NACRE_KERNEL", "processors": 2, "memory_mib": 256, "memory_pages": "density",
+         "command_line": "console=ttyS0 quiet reboot=k panic=-1 root=/dev/vda rootfstype=erofs ro init=/init",
+         "disks": [{"file": {"path": "$NACRE_GUEST"}, "read_only": true}, {"file": {"path": "/tmp/disk"}, "durable": true}],
+         "vsock": {"guest_cid": 3, "socket": "/tmp/vsock"},
+         "balloon": true, "virtio_console": true, "control": "/tmp/control"}
+END
+        $NACRE_BIN vmm --config config.json > console 2> errors & pid=$!
+        # Until the console has said it; the line and what follows.
+        said() { for n in $(seq 600); do grep -q "$1" console && return; kill -0 $pid || break; sleep 0.1; done
+            echo "never said: $1"; cat console errors; exit 1; }
+        resident() { echo $(($(grep VmRSS /proc/$pid/status | tr -dc 0-9) / 1024)); }
+        ask() { $NACRE_BIN vmm-control /tmp/control $1; }
+        said filled; full=$(resident)
+        printf go | dd of=disk conv=notrunc 2> /dev/null
+        said freed
+        for n in $(seq 100); do [ $(resident) -lt $((full - 64)) ] && break; sleep 0.2; done
+        echo "resident $full MiB, then $(resident) MiB"
+        [ $(resident) -lt $((full - 64)) ] && echo memory came back
+        said written; [ $(stat -c %b disk) -gt 32000 ] && echo blocks are there
+        printf more | dd of=disk conv=notrunc 2> /dev/null
+        said discarded; [ $(stat -c %b disk) -lt 100 ] && echo blocks are gone
+        said tick
+        ask pause; echo pause $?; ask status | grep state; before=$(grep -c tick console); sleep 1
+        echo held $(($(grep -c tick console) - before))
+        ask pause; echo again $?; ask resume; echo resume $?; ask status | grep state
+        for n in $(seq 100); do [ $(grep -c tick console) -gt $((before + 3)) ] && break; sleep 0.1; done
+        [ $(grep -c tick console) -gt $((before + 3)) ] && echo goes on
+        for n in 1 2 3 4 5 6 7 8 9 10; do ask pause && ask resume || echo fails; done
+        ask metrics; grep -c words console
+        for thread in /proc/$pid/task/*; do echo thread $(cat $thread/comm); done
+        ls -l /tmp/control
+        ask stop; wait $pid; echo code $?; cat errors
+        ask status; echo gone $?
+        "#,
+        &[("NACRE_GUEST", &image.to_string_lossy())],
+    );
+    for line in [
+        "memory came back\n",
+        "blocks are there\n",
+        "blocks are gone\n",
+        "pause 0\n",
+        "\"state\": \"paused\"",
+        "held 0\n",
+        "again 0\n",
+        "resume 0\n",
+        "\"state\": \"running\"",
+        "goes on\n",
+        "thread nacre-control\n",
+        "thread nacre-balloon\n",
+        "thread nacre-console\n",
+        "srw-------",
+        "code 4\n",
+        "gone 1\n",
+    ] {
+        assert!(said.contains(line), "no {line:?} in\n{said}");
+    }
+    assert!(!said.contains("fails") && !said.contains("virtio-"), "{said}");
+    let start = said.find("{\n  \"processors\"").expect("no metrics");
+    let metrics = serde_json::Deserializer::from_str(&said[start..]).into_iter::<serde_json::Value>().next();
+    let metrics = metrics.expect("no metrics").expect("metrics are not JSON");
+    assert!(metrics["processors"][0]["port_out"].as_u64() > Some(0), "{metrics}");
+    assert!(metrics["processors"][1]["interrupted"].as_u64() > Some(0), "{metrics}");
+    assert!(metrics["memory_returned_bytes"].as_u64() > Some(64 << 20), "{metrics}");
+    let disk = &metrics["devices"][1];
+    assert!(disk["from_guest_bytes"].as_u64() >= Some(16 << 20), "{metrics}");
+    assert!(disk["requests"].as_u64() > Some(16), "{metrics}");
+    eprintln!("{}", said.lines().find(|line| line.starts_with("resident")).unwrap_or_default());
+}
