@@ -29,6 +29,20 @@ pub fn run(script: &str, variables: &[(&str, &str)]) -> String {
     format!("{out}{err}")
 }
 
+/// A guest without a kernel, out of a C file of `tests/guests`: an ELF program in `folder` that is booted as a kernel would be.
+///
+/// # Panics
+/// When it does not compile.
+pub fn bare_guest(folder: &Path, name: &str) -> PathBuf {
+    let program = folder.join(name);
+    let source = artefacts::workspace().join("tests/guests").join(name).with_extension("c");
+    // No library, no vector registers, no red zone, and at an address where a kernel may be.
+    let flags = "-O2 -Wall -Werror -ffreestanding -nostdlib -static -no-pie -fno-pic -fno-stack-protector -mno-red-zone \
+                 -mgeneral-regs-only -Wl,-Ttext-segment=0x400000 -Wl,--build-id=none -Wl,-z,norelro";
+    tool::check(Command::new("cc").args(flags.split_whitespace()).arg("-o").arg(&program).arg(source));
+    program
+}
+
 /// A guest of busybox alone, whose init is `script`: an EROFS image in `folder`.
 ///
 /// # Panics

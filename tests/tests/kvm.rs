@@ -1,5 +1,8 @@
 //! Our own VMM, on a KVM that really executes: everything here happens in the lab (`cargo xtask lab`), whatever this host has.
 
+use std::collections::{HashMap, HashSet};
+
+use nacre::kvm::jail::{Kind, rules};
 use nacre_tests::fixtures::images;
 use nacre_tests::{lab, require};
 
@@ -75,4 +78,77 @@ fn a_sandbox_on_our_own_vmm_has_all_that_one_under_qemu_has() {
         let none = thread.contains("CapEff: 0000000000000000") && thread.contains("CapBnd: 0000000000000000");
         assert!(none || thread.starts_with("nacre-fs "), "{thread}");
     }
+}
+
+#[test]
+fn every_rule_of_every_filter_is_used() {
+    require!(slow, vm, tool "strace", tool "setfattr", tool "umoci", tool "passt");
+    let small = images().reference("small");
+    let said = lab::run(
+        r#"
+        export HOME=/tmp/home XDG_RUNTIME_DIR=/tmp/runtime
+        mkdir -m 700 $HOME $XDG_RUNTIME_DIR; mkdir /tmp/share; echo shared > /tmp/share/file
+        # Programs that the image has not, and what they need.
+        mkdir /tmp/share/bin; for name in setfattr getfattr; do cp $(command -v $name) $(ldd $(command -v $name) | grep -o '/[^ ]*') /tmp/share/bin; done
+        $NACRE_BIN store create --size 1g kept
+        strace -f -n -qq -e signal=none -o /tmp/trace $NACRE_BIN run --vmm kvm --boot-timeout 600 --name box --store kept -v /tmp/share:/data \
+            $NACRE_SMALL sh -c '
+            cd /data; cat file; echo x > new; mkdir d; mv new d/n; ln d/n hard; ln -s d/n soft; readlink soft; chmod 600 d/n
+            touch -d 2020-01-01 d/n; truncate -s 100000 d/n; fallocate -l 200000 big; dd if=/dev/zero of=big bs=64k count=20 conv=fsync
+            sync -d big; mkfifo fifo; df /data; ls -la; rm -r fifo soft hard d big; for do in "setfattr -n user.a -v b" "getfattr -n user.a" "getfattr -d" "setfattr -x user.a"; do
+                bin/ld-linux-x86-64.so.2 --library-path bin bin/$do file; done
+            dd if=/dev/zero of=/fill bs=1M count=30; sync; rm /fill; ping -c 1 -W 1 10.0.2.2; sleep 3; sync' > /tmp/out 2>&1 & pid=$!
+        for n in $(seq 300); do sleep 1; $NACRE_BIN vmm-control box pause > /dev/null 2>&1 && break; kill -0 $pid || break; done
+        $NACRE_BIN vmm-control box resume; wait $pid; echo code $?; tail -5 /tmp/out
+        sed -E 's/^([0-9]+) +\[ *([0-9]+)\] ([a-z_0-9]+)\((.{0,30}).*/call \1 \2 \3 \4/; t; d' /tmp/trace
+        "#,
+        &[("NACRE_SMALL", &small)],
+    );
+    let calls = confined_calls(&said);
+    let threads = [
+        ("nacre-control", Kind::Control),
+        ("nacre-vcpu0", Kind::Processor),
+        ("nacre-balloon", Kind::Balloon),
+        ("nacre-disk", Kind::Disk),
+        ("nacre-rng", Kind::Entropy),
+        ("nacre-network", Kind::Network),
+        ("nacre-vsock", Kind::Vsock),
+        ("nacre-fs", Kind::Files),
+    ];
+    let is_common = |number| rules(Kind::Main).any(|rule| rule.number == number);
+    let mut unused = Vec::new();
+    for (name, kind) in threads {
+        for rule in rules(kind).filter(|rule| rule.seldom.is_none()) {
+            let used = |name: &str| calls.contains(&(name.to_owned(), rule.number));
+            // What all may do, one of them must.
+            let is_used = match is_common(rule.number) {
+                true => threads.iter().any(|(name, _)| used(name)),
+                false => used(name),
+            };
+            if !is_used {
+                unused.push(format!("{name}: system call {}, {}", rule.number, rule.why));
+            }
+        }
+    }
+    let words: Vec<&str> = said.lines().filter(|line| !line.starts_with("call ")).collect();
+    assert!(unused.is_empty(), "{unused:#?}\n{words:#?}");
+}
+
+/// Name of the thread and number of the system call, of all that threads of ours did once they were confined.
+fn confined_calls(trace: &str) -> HashSet<(String, i64)> {
+    let (mut names, mut confined, mut calls) = (HashMap::new(), HashSet::new(), HashSet::new());
+    for line in trace.lines().filter_map(|line| line.strip_prefix("call ")) {
+        let words: Vec<&str> = line.splitn(4, ' ').collect();
+        let [thread, number, call, arguments] = words[..] else { continue };
+        if call == "prctl" && arguments.starts_with("PR_SET_NAME") {
+            names.insert(thread, arguments.split('"').nth(1).unwrap_or_default().to_owned());
+        }
+        if let (true, Some(name)) = (confined.contains(thread), names.get(thread)) {
+            calls.insert((name.clone(), number.parse().unwrap_or(-1)));
+        }
+        if call == "seccomp" || (call == "prctl" && arguments.starts_with("PR_SET_SECCOMP")) {
+            confined.insert(thread);
+        }
+    }
+    calls
 }

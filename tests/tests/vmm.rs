@@ -29,6 +29,7 @@ fn a_machine_is_controlled_and_gives_back_what_it_does_not_use() {
          "vsock": {"guest_cid": 3, "socket": "/tmp/vsock"},
          "balloon": true, "virtio_console": true, "control": "/tmp/control"}
 END
+        exec 9< /etc/passwd
         $NACRE_BIN vmm --config config.json > console 2> errors & pid=$!
         # Until the console has said it; the line and what follows.
         said() { for n in $(seq 600); do grep -q "$1" console && return; kill -0 $pid || break; sleep 0.1; done
@@ -53,7 +54,8 @@ END
         for n in 1 2 3 4 5 6 7 8 9 10; do ask pause && ask resume || echo fails; done
         ask metrics; grep -c words console
         for thread in /proc/$pid/task/*; do echo thread $(cat $thread/comm); done
-        ls -l /tmp/control
+        ls -l /tmp/control; grep -E 'core|processes|locked|data|open files' /proc/$pid/limits
+        for fd in /proc/$pid/fd/*; do echo "open $(readlink $fd)"; done | tr -d 0-9 | sort -u
         ask stop; wait $pid; echo code $?; cat errors
         ask status; echo gone $?
         "#,
@@ -80,6 +82,34 @@ END
         assert!(said.contains(line), "no {line:?} in\n{said}");
     }
     assert!(!said.contains("fails") && !said.contains("virtio-"), "{said}");
+    for (name, limit) in [
+        ("Max core file size", "0"),
+        ("Max processes", "0"),
+        ("Max locked memory", "0"),
+        ("Max data size", "1342177280"),
+        ("Max open files", "2048"),
+    ] {
+        let line = said.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{said}"));
+        let values: Vec<&str> = line.trim_start_matches(name).split_whitespace().take(2).collect();
+        assert_eq!(values, [limit, limit], "{line}");
+    }
+    // What it was given, what KVM is, what its threads wait for; not what this shell had open.
+    let open: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("open ")).collect();
+    for file in &open {
+        let known = [
+            "/dev/kvm",
+            "/dev/null",
+            "/tmp/disk",
+            "/tmp/console",
+            "/tmp/errors",
+            "anon_inode:kvm-vm",
+            "anon_inode:kvm-vcpu:",
+            "anon_inode:[eventfd]",
+            "anon_inode:[eventpoll]",
+            "socket:[]",
+        ];
+        assert!(known.contains(file) || file.ends_with("/guest.erofs"), "{file} is open: {open:?}");
+    }
     let start = said.find("{\n  \"processors\"").expect("no metrics");
     let metrics = serde_json::Deserializer::from_str(&said[start..]).into_iter::<serde_json::Value>().next();
     let metrics = metrics.expect("no metrics").expect("metrics are not JSON");
@@ -90,4 +120,66 @@ END
     assert!(disk["from_guest_bytes"].as_u64() >= Some(16 << 20), "{metrics}");
     assert!(disk["requests"].as_u64() > Some(16), "{metrics}");
     eprintln!("{}", said.lines().find(|line| line.starts_with("resident")).unwrap_or_default());
+}
+
+/// Each with a machine of its own.
+const SEEDS: &str = "1 2 3";
+/// Resident KiB of a machine, the guest's 128 MiB included, of which a hostile guest touches less than half.
+const RESIDENT_KIB_MAX: u64 = 128 << 10;
+
+#[test]
+fn a_guest_that_sprays_ports_registers_and_descriptors_hurts_nobody_but_itself() {
+    require!(vm, tool "cc");
+    let folder = tempfile::tempdir().expect("no temporary directory");
+    let guest = lab::bare_guest(folder.path(), "hostile");
+    let said = lab::run(
+        r#"
+        cd /tmp; truncate -s 32M disk; truncate -s 8M image; mkdir share; echo shared > share/file; echo secret > secret
+        for seed in $NACRE_SEEDS; do
+            rm -f vsock control
+            cat > config.json <<END
+            {"version": 1, "kernel": "$NACRE_GUEST", "processors": 1, "memory_mib": 128, "memory_pages": "density",
+             "command_line": "seed=$seed",
+             "disks": [{"file": {"path": "/tmp/disk"}, "durable": true}, {"file": {"path": "/tmp/image"}, "read_only": true}],
+             "vsock": {"guest_cid": 3, "socket": "/tmp/vsock"}, "shares": [{"name": "share", "path": "/tmp/share"}],
+             "balloon": true, "virtio_console": true, "control": "/tmp/control"}
+END
+            $NACRE_BIN vmm --config config.json > console 2> errors & pid=$!
+            peak=0
+            for n in $(seq 1200); do
+                now=$(grep VmRSS /proc/$pid/status 2> /dev/null | tr -dc 0-9); [ -n "$now" ] || break
+                [ $now -gt $peak ] && peak=$now
+                # It answers all the while.
+                [ $n = 10 ] && $NACRE_BIN vmm-control /tmp/control status | grep -c uptime
+                sleep 0.1
+            done
+            [ $n = 1200 ] && kill -9 $pid && echo hangs
+            wait $pid; echo "end $seed: code $?, peak $peak KiB, $(grep -a -c -e '^hostile' -e '^sprayed' console) words, \
+$(grep -c . errors) notes"
+            grep -v '^nacre vmm: ' errors
+        done
+        cat secret; ls /tmp/share; [ $(stat -c %s disk) = 33554432 ] && echo the disk has its size
+        cmp -n 8388608 image /dev/zero && echo the image is untouched
+        "#,
+        &[("NACRE_GUEST", &guest.to_string_lossy()), ("NACRE_SEEDS", SEEDS)],
+    );
+    let ends: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("end ")).collect();
+    assert_eq!(ends.len(), SEEDS.split(' ').count(), "{said}");
+    for end in &ends {
+        let number = |from: &str, to: &str| {
+            let rest = end.split_once(from).and_then(|(_, rest)| rest.split_once(to));
+            rest.and_then(|(number, _)| number.parse::<u64>().ok()).unwrap_or_else(|| panic!("{said}"))
+        };
+        // It came to its end; or a device wrote over it, as it was told, and it crashed.
+        let (code, words) = (number("code ", ","), number("KiB, ", " words"));
+        assert!(code == 0 && words == 2 || code == 3 && words == 1, "{said}");
+        assert!(number("peak ", " KiB") < RESIDENT_KIB_MAX, "{said}");
+        assert!(number("words, ", " notes") > 0, "{said}");
+        eprintln!("{end}");
+    }
+    assert!(ends.iter().any(|end| end.contains("code 0")), "{said}");
+    for line in ["secret\n", "the disk has its size\n", "the image is untouched\n"] {
+        assert!(said.contains(line), "no {line:?} in\n{said}");
+    }
+    assert!(!said.contains("hangs") && !said.contains("panicked"), "{said}");
 }

@@ -54,8 +54,9 @@ pub enum JailError {
 struct Allowed {
     number: i64,
     argument: Option<(u8, Values)>,
-    #[allow(dead_code, reason = "the reason is for who reads")]
     why: &'static str,
+    /// Not in every life of a machine, but when.
+    seldom: Option<&'static str>,
 }
 
 enum Values {
@@ -65,46 +66,61 @@ enum Values {
 }
 
 const fn any(number: i64, why: &'static str) -> Allowed {
-    Allowed { number, argument: None, why }
+    Allowed { number, argument: None, why, seldom: None }
 }
 
 const fn only(number: i64, argument: u8, value: u64, why: &'static str) -> Allowed {
-    Allowed { number, argument: Some((argument, Values::One(value))), why }
+    Allowed { number, argument: Some((argument, Values::One(value))), why, seldom: None }
 }
 
 const fn without(number: i64, argument: u8, bits: u64, why: &'static str) -> Allowed {
-    Allowed { number, argument: Some((argument, Values::Without(bits))), why }
+    Allowed { number, argument: Some((argument, Values::Without(bits))), why, seldom: None }
+}
+
+const fn seldom(call: Allowed, when: &'static str) -> Allowed {
+    Allowed { seldom: Some(when), ..call }
 }
 
 const EXEC: u64 = libc::PROT_EXEC as u64;
 
 const COMMON: &[Allowed] = &[
     any(libc::SYS_futex, "locks and channels"),
-    any(libc::SYS_sched_yield, "a channel whose other end was interrupted in the middle of a step"),
+    seldom(
+        any(libc::SYS_sched_yield, "a channel whose other end was interrupted in the middle of a step"),
+        "when the other end is interrupted just there",
+    ),
     any(libc::SYS_read, "events, sockets"),
     any(libc::SYS_write, "events, the console, last words"),
     any(libc::SYS_close, "descriptors in the end"),
-    any(libc::SYS_brk, "heap"),
-    without(libc::SYS_mmap, 2, EXEC, "heap, never executable"),
-    without(libc::SYS_mprotect, 2, EXEC, "heap, never executable"),
-    any(libc::SYS_munmap, "heap given back"),
-    any(libc::SYS_mremap, "large buffers that grow"),
-    any(libc::SYS_madvise, "heap given back"),
-    any(libc::SYS_getrandom, "keys of hash tables"),
-    any(libc::SYS_clock_gettime, "time, where the vDSO cannot tell it"),
-    any(libc::SYS_rt_sigprocmask, "a thread's end"),
-    any(libc::SYS_sigaltstack, "a thread's end"),
-    any(libc::SYS_restart_syscall, "a wait that a stop and continue interrupted"),
-    any(libc::SYS_exit, "a thread's end"),
-    any(libc::SYS_exit_group, "the process's end"),
+    seldom(any(libc::SYS_brk, "heap"), "when the first thread needs more heap"),
+    seldom(without(libc::SYS_mmap, 2, EXEC, "heap, never executable"), "when the heap has no room left"),
+    seldom(without(libc::SYS_mprotect, 2, EXEC, "heap, never executable"), "when a heap grows"),
+    seldom(any(libc::SYS_munmap, "heap given back"), "in the end"),
+    seldom(any(libc::SYS_mremap, "large buffers that grow"), "with buffers of more than 128 KiB"),
+    seldom(any(libc::SYS_madvise, "heap given back"), "when a thread ends, and by the balloon"),
+    seldom(
+        any(libc::SYS_getrandom, "keys of hash tables"),
+        "with the first table of a thread, and for the guest",
+    ),
+    seldom(
+        any(libc::SYS_clock_gettime, "time, where the vDSO cannot tell it"),
+        "where the vDSO cannot tell it",
+    ),
+    seldom(any(libc::SYS_rt_sigprocmask, "a thread's end"), "in the end"),
+    seldom(any(libc::SYS_sigaltstack, "a thread's end"), "in the end"),
+    seldom(
+        any(libc::SYS_restart_syscall, "a wait that a stop and continue interrupted"),
+        "after SIGSTOP and SIGCONT",
+    ),
+    seldom(any(libc::SYS_exit, "a thread's end"), "in the end"),
+    seldom(any(libc::SYS_exit_group, "the process's end"), "in the end"),
     // The standard library checks descriptors that it closes, in builds for debugging.
     #[cfg(debug_assertions)]
-    only(libc::SYS_fcntl, 1, libc::F_GETFD as u64, "debug assertions"),
+    seldom(only(libc::SYS_fcntl, 1, libc::F_GETFD as u64, "debug assertions"), "in builds for debugging"),
 ];
 
 /// Waiting for a driver's kicks.
-const DEVICE: &[Allowed] =
-    &[any(libc::SYS_epoll_wait, "kicks"), any(libc::SYS_epoll_pwait, "the same, by newer libraries")];
+const DEVICE: &[Allowed] = &[any(libc::SYS_epoll_wait, "kicks")];
 
 const PROCESSOR: &[Allowed] = &[
     only(libc::SYS_ioctl, 1, KVM_RUN, "the guest"),
@@ -131,39 +147,30 @@ const DISK: &[Allowed] = &[
 const NETWORK: &[Allowed] = &[any(libc::SYS_recvfrom, "frames"), any(libc::SYS_sendto, "frames")];
 
 const VSOCK: &[Allowed] = &[
+    any(libc::SYS_epoll_pwait, "which connections have something"),
     any(libc::SYS_accept4, "a connection of the host"),
-    only(libc::SYS_socket, 0, libc::AF_UNIX as u64, "a connection of the guest"),
-    any(libc::SYS_connect, "the same"),
-    any(libc::SYS_recvfrom, "data"),
-    any(libc::SYS_recvmsg, "data"),
-    any(libc::SYS_sendto, "data"),
-    any(libc::SYS_sendmsg, "data"),
-    any(libc::SYS_shutdown, "half-close"),
+    seldom(
+        only(libc::SYS_socket, 0, libc::AF_UNIX as u64, "a connection of the guest"),
+        "when the guest connects",
+    ),
+    seldom(any(libc::SYS_connect, "the same"), "when the guest connects"),
+    any(libc::SYS_recvfrom, "the greeting of a client"),
+    seldom(any(libc::SYS_sendto, "data that had to wait"), "when the host reads slowly"),
+    seldom(any(libc::SYS_shutdown, "half-close"), "when the guest closes one direction"),
     any(libc::SYS_epoll_ctl, "connections come and go"),
     only(libc::SYS_ioctl, 1, libc::FIONBIO, "connections do not block"),
-    any(libc::SYS_getsockopt, "how a connection ended"),
 ];
 
 const FILES: &[Allowed] = &[
     any(libc::SYS_openat, "files of the shares: landlock says which"),
-    any(libc::SYS_openat2, "the same"),
     any(libc::SYS_readlinkat, "links, which the guest follows"),
     any(libc::SYS_newfstatat, "attributes"),
-    any(libc::SYS_fstat, "attributes"),
     any(libc::SYS_statx, "attributes"),
     any(libc::SYS_fstatfs, "free space"),
-    any(libc::SYS_statfs, "free space"),
     any(libc::SYS_getdents64, "directories"),
     any(libc::SYS_lseek, "directories, holes"),
-    any(libc::SYS_pread64, "data"),
     any(libc::SYS_preadv, "data"),
-    any(libc::SYS_preadv2, "data"),
-    any(libc::SYS_readv, "data"),
-    any(libc::SYS_pwrite64, "data"),
     any(libc::SYS_pwritev, "data"),
-    any(libc::SYS_pwritev2, "data"),
-    any(libc::SYS_writev, "data"),
-    any(libc::SYS_copy_file_range, "data"),
     any(libc::SYS_ftruncate, "sizes"),
     any(libc::SYS_fallocate, "room, holes"),
     any(libc::SYS_fsync, "flush"),
@@ -174,42 +181,36 @@ const FILES: &[Allowed] = &[
     any(libc::SYS_renameat2, "renames"),
     any(libc::SYS_linkat, "hard links"),
     any(libc::SYS_symlinkat, "links"),
-    any(libc::SYS_fchmod, "modes"),
+    seldom(any(libc::SYS_fchmod, "modes"), "by a handle, as no Linux does"),
     any(libc::SYS_fchmodat, "modes"),
-    any(libc::SYS_fchmodat2, "modes"),
-    any(libc::SYS_fchownat, "owners: the kernel lets only one's own"),
+    seldom(any(libc::SYS_fchownat, "owners: the kernel lets only one's own"), "when an owner changes"),
     any(libc::SYS_utimensat, "times"),
     any(libc::SYS_getxattr, "attributes"),
-    any(libc::SYS_fgetxattr, "attributes"),
     any(libc::SYS_setxattr, "attributes"),
-    any(libc::SYS_fsetxattr, "attributes"),
     any(libc::SYS_listxattr, "attributes"),
-    any(libc::SYS_flistxattr, "attributes"),
     any(libc::SYS_removexattr, "attributes"),
-    any(libc::SYS_fremovexattr, "attributes"),
     any(libc::SYS_fcntl, "flags of open files, copies of descriptors"),
     any(libc::SYS_dup, "copies of descriptors"),
-    any(libc::SYS_flock, "locks of the guest"),
-    any(libc::SYS_umask, "modes of new files"),
-    any(libc::SYS_getuid, "whose files are root's in the guest"),
-    any(libc::SYS_getgid, "the same"),
-    any(libc::SYS_getpid, "its own directory of descriptors"),
-    any(libc::SYS_name_to_handle_at, "whether two names are one file"),
+    seldom(any(libc::SYS_name_to_handle_at, "whether two names are one file"), "before Linux 5.8"),
 ];
 
-/// Limits of the whole process; before the first thread is confined.
-pub fn limit_process() -> Result<(), JailError> {
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    rustix::process::setrlimit(Resource::Core, none)
-        .map_err(|error| JailError::System("set RLIMIT_CORE", error.into()))?;
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(|error| JailError::System("give up being dumpable", error.into()))
+/// A rule of a filter, for whoever compares it with what is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Of the system call.
+    pub number: i64,
+    pub why: &'static str,
+    /// When it is used, if not in every life of a machine.
+    pub seldom: Option<&'static str>,
 }
 
-/// Confines this thread, for good.
-pub fn confine(kind: Kind) -> Result<(), JailError> {
-    rustix::thread::set_no_new_privs(true)
-        .map_err(|error| JailError::System("set no_new_privs", error.into()))?;
+/// The rules for this kind of thread.
+pub fn rules(kind: Kind) -> impl Iterator<Item = Rule> {
+    let rule = |allowed: &Allowed| Rule { number: allowed.number, why: allowed.why, seldom: allowed.seldom };
+    listed(kind).map(rule)
+}
+
+fn listed(kind: Kind) -> impl Iterator<Item = &'static Allowed> {
     let own: &[&[Allowed]] = match kind {
         Kind::Main => &[],
         Kind::Control => &[CONTROL],
@@ -220,6 +221,38 @@ pub fn confine(kind: Kind) -> Result<(), JailError> {
         Kind::Vsock => &[DEVICE, VSOCK],
         Kind::Files => &[DEVICE, FILES],
     };
+    std::iter::once(COMMON).chain(own.iter().copied()).flatten()
+}
+
+/// Files of a machine without shares: 1,024 vsock connections, devices, and some.
+const FILES_MAX: u64 = 2048;
+/// Bytes of heap and stacks beside the guest's memory. With a million files known to the guest, and every vsock connection full,
+/// a machine needs less.
+const DATA_BYTES_MAX: u64 = 1 << 30;
+
+/// Limits of the whole process, when all its threads and files are there.
+pub fn limit_process(guest_bytes: u64, has_shares: bool) -> Result<(), JailError> {
+    let limit = |name, resource, most: u64| {
+        // All that one may have at most, one may have now: the connections of a guest are more than a shell's usual 1,024.
+        let most = rustix::process::getrlimit(resource).maximum.map_or(most, |known| known.min(most));
+        let wanted = Rlimit { current: Some(most), maximum: Some(most) };
+        rustix::process::setrlimit(resource, wanted).map_err(|error| JailError::System(name, error.into()))
+    };
+    limit("set RLIMIT_CORE", Resource::Core, 0)?;
+    limit("set RLIMIT_NPROC", Resource::Nproc, 0)?;
+    limit("set RLIMIT_MEMLOCK", Resource::Memlock, 0)?;
+    limit("set RLIMIT_DATA", Resource::Data, guest_bytes.saturating_add(DATA_BYTES_MAX))?;
+    if !has_shares {
+        limit("set RLIMIT_NOFILE", Resource::Nofile, FILES_MAX)?;
+    }
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|error| JailError::System("give up being dumpable", error.into()))
+}
+
+/// Confines this thread, for good.
+pub fn confine(kind: Kind) -> Result<(), JailError> {
+    rustix::thread::set_no_new_privs(true)
+        .map_err(|error| JailError::System("set no_new_privs", error.into()))?;
     if kind != Kind::Files {
         drop_capabilities()?;
         // Landlock would keep its signal from the other threads of this process (before Linux 6.15); the filter lets out no other.
@@ -229,9 +262,8 @@ pub fn confine(kind: Kind) -> Result<(), JailError> {
             Scope::from_all(LANDLOCK)
         })?;
     }
-    let listed = || std::iter::once(&COMMON).chain(own).copied().flatten();
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for allowed in listed() {
+    for allowed in listed(kind) {
         // A call that a second list lets through with any argument is let through so.
         let conditions = conditions(allowed)?;
         match rules.get_mut(&allowed.number) {
@@ -337,13 +369,14 @@ mod tests {
         ("execute", &[]),
         ("TCP socket", &[]),
         ("unix socket", &[Kind::Vsock]),
+        ("half-close", &[Kind::Vsock]),
         ("signal", &[]),
         ("kick a thread", &[Kind::Control]),
         ("end a thread", &[]),
         ("trace", &[]),
         ("executable memory", &[]),
         ("another ioctl", &[]),
-        ("read a place", &[Kind::Disk, Kind::Files]),
+        ("read a place", &[Kind::Disk]),
         ("make a directory", &[Kind::Files]),
         ("mount", &[]),
     ];
@@ -354,6 +387,7 @@ mod tests {
         let (Ok(kind), Ok(act)) = (std::env::var(KIND), std::env::var(ACT)) else { return };
         let kind = *KINDS.iter().find(|known| format!("{known:?}") == kind).unwrap();
         let command = std::ffi::CString::new("/bin/true").unwrap();
+        let (stream, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         Kick::prepare().unwrap();
         let thread = std::thread::spawn(|| std::thread::sleep(std::time::Duration::from_secs(60)));
         confine(kind).unwrap();
@@ -362,6 +396,7 @@ mod tests {
             "execute" => drop(nacre_sys::exec::Command::new(command, Vec::new(), Vec::new()).execute()),
             "TCP socket" => drop(std::net::TcpStream::connect("127.0.0.1:1")),
             "unix socket" => drop(std::os::unix::net::UnixDatagram::unbound()),
+            "half-close" => drop(stream.shutdown(std::net::Shutdown::Write)),
             "signal" => {
                 let own = rustix::process::getpid();
                 let _ = rustix::process::kill_process(own, rustix::process::Signal::CONT);

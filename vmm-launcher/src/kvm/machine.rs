@@ -41,6 +41,8 @@ use crate::devices::queues::QueueDevice;
 use crate::devices::vhost_user::{Device, Memory};
 use crate::devices::vsock::{self, VsockConfig};
 
+/// The device that opens files while it runs.
+const FILES: &str = "fs";
 /// Bytes of a virtio-fs tag.
 const TAG_BYTES: usize = 36;
 
@@ -122,11 +124,12 @@ impl Machine {
     /// # Errors
     /// A processor that cannot go on.
     pub fn run(self) -> Result<End, KvmError> {
-        jail::limit_process()?;
         let bus = Arc::new(self.bus);
         // No processor runs before every thread is where it belongs.
         let ready = Arc::new(Barrier::new(self.vcpus.len() + 1));
         let (life, notes) = (self.life, self.about.notes.clone());
+        let memory_mib = self.about.memory_mib;
+        let has_shares = self.about.devices.iter().any(|(name, _)| *name == FILES);
         Kick::prepare().map_err(|error| KvmError::Kvm("preparing a signal", error))?;
         let mut threads = Vec::new();
         let (sender, ends): (Sender<_>, Receiver<_>) = channel();
@@ -150,6 +153,7 @@ impl Machine {
             let control = Control { life, kick: Kick(threads), about: self.about, ends: sender };
             start_control(control, listener)?;
         }
+        jail::limit_process(u64::from(memory_mib) << 20, has_shares)?;
         jail::confine(Kind::Main)?;
         ready.wait();
         // The first that ends, ends the machine: the process is about to exit, and the other threads with it.
@@ -305,7 +309,7 @@ impl Devices<'_> {
         space.resize(TAG_BYTES, 0);
         space.extend(1_u32.to_le_bytes());
         let notes = self.about.notes.clone();
-        self.add(("fs", Kind::Files), VIRTIO_ID_FS, 2, space, move |memory| {
+        self.add((FILES, Kind::Files), VIRTIO_ID_FS, 2, space, move |memory| {
             fs::backend::confined(shared, memory, notes)
         })
     }

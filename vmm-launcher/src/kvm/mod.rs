@@ -6,7 +6,7 @@
 
 mod boot;
 mod bus;
-mod carrier;
+pub mod carrier;
 pub mod config;
 pub mod control;
 mod cpu;
@@ -16,7 +16,7 @@ mod life;
 mod machine;
 mod mp_table;
 mod ports;
-mod transport;
+pub mod transport;
 
 use std::io;
 use std::path::PathBuf;

@@ -35,6 +35,12 @@ pub fn serve_fs(shares: Vec<Share>, runtime_dir: &Path, notes: Notes) -> Result<
 
 /// The device, in the thread that is to serve it: confines that thread.
 pub fn confined(shared: SharedDirs, memory: Memory, notes: Notes) -> Result<impl Device, String> {
+    let fs = open_confined(shared, notes.clone())?;
+    QueueDevice::new(fs, memory, notes).map_err(|error| error.to_string())
+}
+
+/// The same, apart from what carries it.
+pub fn open_confined(shared: SharedDirs, notes: Notes) -> Result<Fs, String> {
     let weakness = confine(shared.shares()).map_err(|error| {
         let cause = std::error::Error::source(&error).map(|c| format!(": {c}")).unwrap_or_default();
         format!("{error}{cause}")
@@ -42,8 +48,7 @@ pub fn confined(shared: SharedDirs, memory: Memory, notes: Notes) -> Result<impl
     if let Some(weakness) = weakness {
         notes.add(weakness);
     }
-    let fs = Fs { server: Server::new(shared), notes: notes.clone(), meter: Meter::default(), broken: false };
-    QueueDevice::new(fs, memory, notes).map_err(|error| error.to_string())
+    Ok(Fs { server: Server::new(shared), notes, meter: Meter::default(), broken: false })
 }
 
 /// Every inode that the guest knows is an open file here. Returns how many files this process may have now.
