@@ -9,6 +9,7 @@
 //! | [`plan`] | pure: OCI configurations as the wire has them, for `nacre-plan` to judge |
 //! | [`agent`], [`container`], [`process`], [`stream`], [`storage`], [`pulls`], [`store`] | what the sandbox is |
 //! | [`stats`], [`metrics`] | pure: files of the kernel's as the API has them |
+//! | [`ports`] | pure: what a pull may connect to |
 //! | [`verified`] | what the puller says, as an image that can be mounted |
 //! | [`state`] | what of it outlives an agent |
 //! | [`init`] | the edge to PID 1 |
@@ -23,6 +24,7 @@ mod error;
 pub mod init;
 pub mod metrics;
 pub mod plan;
+pub mod ports;
 pub mod process;
 pub mod pulls;
 pub mod rpc;

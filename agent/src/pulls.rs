@@ -2,18 +2,19 @@
 //! becomes of who asked.
 //!
 //! The puller runs while there is something to pull and a little longer. When it dies its pulls fail; the next one
-//! starts a new puller.
+//! starts a new puller. So does a pull that needs a port which the puller is not let out to, as soon as that is idle.
 
 use crate::agent::Agent;
 use crate::error::RpcError;
 use crate::init::Init;
+use crate::ports::Ports;
 use crate::say;
 use crate::state::Kept;
 use crate::verified::VerifiedImage;
 use nacre_protocols::agent_init::{FailureKind, PullerEnd, PullerProcess, ReplyBody, RequestBody};
 use nacre_protocols::agent_puller::{
-    FRAME_MAX, LAYERS_MAX, LayerStage, PULLS_MAX, Platform, Pull as Order, PullFailure, PullFailureKind,
-    REFERENCE_MAX, Reply, Request,
+    FRAME_MAX, LAYERS_MAX, LayerStage, OPENING_MAX, Opening, PORTS_MAX, PULLS_MAX, Platform, Pull as Order,
+    PullFailure, PullFailureKind, REFERENCE_MAX, Reply, Request,
 };
 use nacre_protocols::frame;
 use nacre_protocols::host_agent::ttrpc::Code;
@@ -27,7 +28,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 
 /// How long the puller is kept when it has nothing to do.
 const LINGER: Duration = Duration::from_secs(2);
@@ -115,6 +116,12 @@ struct Puller {
     /// What else it was asked, by number.
     asked: RefCell<BTreeMap<u32, mpsc::UnboundedSender<Reply>>>,
     end: watch::Sender<Option<PullerEnd>>,
+    /// What its fetcher may connect to.
+    ports: Ports,
+    /// When it has nothing to do.
+    idle: Notify,
+    /// Another one takes its place: it is not heard any more.
+    replaced: Notify,
 }
 
 impl Pulls {
@@ -205,11 +212,14 @@ impl Agent {
             let message = format!("pull {id:?} exists, of {:?}", pull.reference);
             return Err(RpcError::new(Code::AlreadyExists, message));
         }
+        let Some(ports) = Ports::of(&order) else {
+            return Err(RpcError::invalid(format!("the pull names more than {PORTS_MAX} ports")));
+        };
         order.policy = self.policy(order.policy)?;
         let pull = self.pulls.add(id, &order.reference, !order.policy.is_empty())?;
         let agent = Rc::clone(self);
         let started = Rc::clone(&pull);
-        tokio::task::spawn_local(async move { agent.run_pull(&started, order).await });
+        tokio::task::spawn_local(async move { agent.run_pull(&started, order, ports).await });
         Ok(pull)
     }
 
@@ -266,15 +276,15 @@ impl Agent {
         }
     }
 
-    async fn run_pull(self: Rc<Self>, pull: &Rc<Pull>, order: Order) {
-        let mut outcome = self.one_pull(pull, &order).await;
+    async fn run_pull(self: Rc<Self>, pull: &Rc<Pull>, order: Order, ports: Ports) {
+        let mut outcome = self.one_pull(pull, &order, &ports).await;
         if let Err(failure) = &outcome
             && matches!(failure.kind, PullFailureKind::DiskFull | PullFailureKind::Quota)
             && !pull.has_ended()
             // Room that nobody needs any more.
             && self.collect(Vec::new()).await.is_ok_and(|collected| collected.bytes > 0)
         {
-            outcome = self.one_pull(pull, &order).await;
+            outcome = self.one_pull(pull, &order, &ports).await;
         }
         pull.ended(outcome);
         match pull.end().await {
@@ -288,8 +298,8 @@ impl Agent {
         }
     }
 
-    async fn one_pull(self: &Rc<Self>, pull: &Rc<Pull>, order: &Order) -> Outcome {
-        let puller = self.connect_puller().await?;
+    async fn one_pull(self: &Rc<Self>, pull: &Rc<Pull>, order: &Order, ports: &Ports) -> Outcome {
+        let puller = self.connect_puller(ports).await?;
         let given_up = || failed(PullFailureKind::Cancelled, "the pull was given up");
         if pull.has_ended() {
             return Err(given_up());
@@ -299,7 +309,7 @@ impl Agent {
         puller.active.borrow_mut().insert(pull.number, Rc::clone(pull));
         let request = Request::Pull { id: pull.number, pull: Box::new(order.clone()) };
         if let Err(error) = puller.send(&request).await {
-            puller.active.borrow_mut().remove(&pull.number);
+            puller.forget(pull.number);
             return Err(failed(PullFailureKind::Internal, format!("asking the puller: {error}")));
         }
         outcome.await.unwrap_or_else(|_| Err(given_up()))
@@ -311,7 +321,8 @@ impl Agent {
         request: impl FnOnce(u32) -> Request,
         mut take: impl FnMut(Reply) -> bool,
     ) -> Result<(), PullFailure> {
-        let puller = self.connect_puller().await?;
+        // About its store: no network is needed for it.
+        let puller = self.connect_puller(&Ports::default()).await?;
         let number = self.pulls.number();
         let (sender, mut answers) = mpsc::unbounded_channel();
         puller.asked.borrow_mut().insert(number, sender);
@@ -330,15 +341,28 @@ impl Agent {
                 None => break Err(failed(PullFailureKind::Internal, "the puller ended")),
             }
         };
-        puller.asked.borrow_mut().remove(&number);
+        puller.forget(number);
         outcome
     }
 
-    async fn connect_puller(self: &Rc<Self>) -> Result<Rc<Puller>, PullFailure> {
-        let _turn = self.pulls.connecting.lock().await;
-        if let Some(puller) = self.pulls.puller.borrow().as_ref() {
-            return Ok(Rc::clone(puller));
-        }
+    /// A puller that is let out to these ports: the one that runs, or, once that has nothing to do, a new one.
+    async fn connect_puller(self: &Rc<Self>, ports: &Ports) -> Result<Rc<Puller>, PullFailure> {
+        let _turn = loop {
+            let turn = self.pulls.connecting.lock().await;
+            let current = self.pulls.puller.borrow().clone();
+            let Some(puller) = current else { break turn };
+            if puller.ports.cover(ports) {
+                return Ok(puller);
+            }
+            if puller.is_idle() {
+                // Init ends it, before it starts the next one.
+                self.pulls.let_go(&puller);
+                puller.replaced.notify_one();
+                break turn;
+            }
+            drop(turn);
+            puller.idle.notified().await;
+        };
         let internal = |message: String| failed(PullFailureKind::Internal, message);
         let reply = self.pulls.init.ask(RequestBody::ConnectPuller).await.map_err(|failure| {
             let kind = match failure.kind {
@@ -352,7 +376,7 @@ impl Agent {
             _ => return Err(internal("init answered ConnectPuller with what does not fit it".to_owned())),
         };
         let puller =
-            Puller::new(socket).map_err(|error| internal(format!("the puller's socket: {error}")))?;
+            Puller::new(socket, ports).map_err(|error| internal(format!("the puller's socket: {error}")))?;
         let puller = Rc::new(puller);
         *self.pulls.puller.borrow_mut() = Some(Rc::clone(&puller));
         let agent = Rc::clone(self);
@@ -413,13 +437,20 @@ impl Pull {
 }
 
 impl Puller {
-    fn new(socket: OwnedFd) -> io::Result<Self> {
+    /// Tells it first what it may connect to.
+    fn new(socket: OwnedFd, ports: &Ports) -> io::Result<Self> {
+        let opening =
+            frame::encode(&Opening { ports: ports.list() }, OPENING_MAX).map_err(io::Error::other)?;
+        seqpacket::send(&socket, &opening, &[])?;
         rustix::io::ioctl_fionbio(&socket, true)?;
         Ok(Self {
             socket: crate::watch(socket)?,
             active: RefCell::default(),
             asked: RefCell::default(),
             end: watch::channel(None).0,
+            ports: ports.clone(),
+            idle: Notify::new(),
+            replaced: Notify::new(),
         })
     }
 
@@ -432,6 +463,19 @@ impl Puller {
         self.active.borrow().is_empty() && self.asked.borrow().is_empty()
     }
 
+    /// What it was told under this number is over.
+    fn forget(&self, number: u32) {
+        self.active.borrow_mut().remove(&number);
+        self.asked.borrow_mut().remove(&number);
+        self.tell_if_idle();
+    }
+
+    fn tell_if_idle(&self) {
+        if self.is_idle() {
+            self.idle.notify_waiters();
+        }
+    }
+
     /// Hears the puller until it is gone (false) or was idle for [`LINGER`] (true).
     async fn listen(&self) -> bool {
         let mut buffer = vec![0; FRAME_MAX];
@@ -441,6 +485,7 @@ impl Puller {
             let received = tokio::select! {
                 received = self.receive(&mut buffer) => received,
                 _ = end.wait_for(Option::is_some) => None,
+                () = self.replaced.notified() => return true,
                 () = tokio::time::sleep(LINGER), if is_idle => {
                     // A pull may have come at this very moment.
                     if self.is_idle() { return true }
@@ -463,6 +508,7 @@ impl Puller {
         for pull in std::mem::take(&mut *self.active.borrow_mut()).into_values() {
             pull.settled(Err(puller_died(end)));
         }
+        self.tell_if_idle();
     }
 
     /// `None` when the puller is gone, or does not keep to the edge: it is not heard any more.
@@ -533,11 +579,11 @@ impl Puller {
                 }
             }),
             Reply::Done { image, .. } => {
-                self.active.borrow_mut().remove(&id);
+                self.forget(id);
                 pull.settled(VerifiedImage::new(*image, pull.judged));
             }
             Reply::Failed { failure, .. } => {
-                self.active.borrow_mut().remove(&id);
+                self.forget(id);
                 pull.settled(Err(failure));
             }
         }
@@ -578,7 +624,9 @@ pub fn code(kind: PullFailureKind) -> Code {
         PullFailureKind::NameResolution | PullFailureKind::Connect | PullFailureKind::Stalled => {
             Code::Unavailable
         }
-        PullFailureKind::Unauthorized | PullFailureKind::Policy => Code::PermissionDenied,
+        PullFailureKind::Unauthorized | PullFailureKind::Policy | PullFailureKind::Port => {
+            Code::PermissionDenied
+        }
         PullFailureKind::NotFound => Code::NotFound,
         PullFailureKind::DiskFull | PullFailureKind::Quota | PullFailureKind::Limit => {
             Code::ResourceExhausted

@@ -20,6 +20,7 @@ use nacre_protocols::names::{AGENT_UID, Sha256};
 use std::io::Write;
 use std::time::Duration;
 use support::client::Client;
+use support::init::FakePuller;
 use support::{Sandbox, can_run, eventually};
 
 /// How much the agent's memory may grow in any of these tests, in KiB: the queue of one connection that is not
@@ -668,6 +669,39 @@ fn an_idle_puller_is_let_go_and_a_new_one_started() {
     assert!(puller.receive().is_none(), "the agent closes its end");
     client.call::<StartPull>(&start_pull("q", "busybox")).unwrap();
     assert!(matches!(sandbox.init.puller(1).receive(), Some(Request::Pull { .. })));
+}
+
+#[test]
+fn a_puller_is_let_out_to_the_ports_of_its_pulls_and_to_no_others() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let mut client = sandbox.connect();
+    create_sandbox(&mut client);
+    let end = |puller: &FakePuller, id| {
+        let failure = PullFailure { kind: PullFailureKind::NotFound, message: "no such image".into() };
+        puller.send(&Reply::Failed { id, failure });
+    };
+    client.call::<StartPull>(&start_pull("p", "r.example:5000/busybox")).unwrap();
+    let first = sandbox.init.puller(0);
+    assert_eq!(first.ports, [53, 443, 5000]);
+    let Some(Request::Pull { id: p, .. }) = first.receive() else { panic!("no pull") };
+    // This one needs no other port; that one does, and waits until nothing goes on behind the first ones.
+    client.call::<StartPull>(&start_pull("q", "busybox")).unwrap();
+    let Some(Request::Pull { id: q, .. }) = first.receive() else { panic!("no pull") };
+    let more = nacre::StartPullRequest { ports: vec![9000], ..start_pull("r", "s.example:5001/busybox") };
+    client.call::<StartPull>(&more).unwrap();
+    end(&first, p);
+    watch(&mut client, "p", 0);
+    assert_eq!(sandbox.init.count(|body| *body == RequestBody::ConnectPuller), 1);
+    end(&first, q);
+    let second = sandbox.init.puller(1);
+    assert_eq!(second.ports, [53, 443, 5001, 9000]);
+    assert!(matches!(second.receive(), Some(Request::Pull { .. })));
+    assert!(first.receive().is_none(), "the agent closes its end");
+    let wrong = nacre::StartPullRequest { ports: vec![65536], ..start_pull("s", "busybox") };
+    assert_eq!(client.refused::<StartPull>(&wrong).0, Code::InvalidArgument);
 }
 
 #[test]

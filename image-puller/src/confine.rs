@@ -9,8 +9,8 @@ use std::io;
 use std::path::Path;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, NetPort, PathBeneath, PathFd, Ruleset,
+    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -42,11 +42,11 @@ pub enum ConfineError {
     Seccomp(String),
 }
 
-/// The process with the network and the store.
-pub fn fetcher(store: &Path) -> Result<(), ConfineError> {
+/// The process with the network and the store. It connects by TCP to `ports` alone.
+pub fn fetcher(store: &Path, ports: &[u16]) -> Result<(), ConfineError> {
     common(FETCHER_DESCRIPTORS_MAX)?;
     let rules = deny_files()?
-        .handle_access(AccessNet::BindTcp)
+        .handle_access(AccessNet::BindTcp | AccessNet::ConnectTcp)
         .map_err(landlock)?
         .scope(Scope::AbstractUnixSocket | Scope::Signal)
         .map_err(landlock)?
@@ -54,7 +54,10 @@ pub fn fetcher(store: &Path) -> Result<(), ConfineError> {
         .map_err(landlock)?;
     let rules = allow(rules, store, AccessFs::from_all(FILE_ABI) & !forbidden_in_store())?;
     let rules = allow(rules, Path::new(SYSTEM_ROOTS), AccessFs::ReadFile.into())?;
-    let rules = allow(rules, Path::new(RESOLVER_MOUNT), AccessFs::ReadFile.into())?;
+    let mut rules = allow(rules, Path::new(RESOLVER_MOUNT), AccessFs::ReadFile.into())?;
+    for &port in ports {
+        rules = rules.add_rule(NetPort::new(port, AccessNet::ConnectTcp)).map_err(landlock)?;
+    }
     enforce(rules)?;
     install(&[COMMON, FETCHER], &[NO_CLONE3])
 }
@@ -164,6 +167,8 @@ enum Arguments {
     OneOf(u8, &'static [u64]),
     /// Argument number, bits that are looked at, what they must be.
     Bits(u8, u64, u64),
+    /// Of socket(2): a family, a type whatever its flags, no protocol but the type's own.
+    Socket(&'static [(libc::c_int, libc::c_int)]),
 }
 
 const fn any(number: i64, why: &'static str) -> Allowed {
@@ -175,6 +180,7 @@ const FCNTL_COMMANDS: &[u64] = if cfg!(debug_assertions) {
 } else {
     &[libc::F_SETPIPE_SZ as u64, libc::F_SETFL as u64]
 };
+const SOCKET_FLAGS: u64 = (libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64;
 const THREAD_FLAGS: u64 = (libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND) as u64;
 
 /// Threads, memory, time and the edges: what both processes do.
@@ -183,7 +189,11 @@ const COMMON: &[Allowed] = &[
     any(libc::SYS_write, "pipe, files, last words on stderr"),
     any(libc::SYS_close, "every descriptor in the end"),
     any(libc::SYS_recvmsg, "frames of the edges"),
-    any(libc::SYS_sendmsg, "frames of the edges"),
+    Allowed {
+        number: libc::SYS_sendmsg,
+        arguments: Arguments::Bits(2, libc::MSG_FASTOPEN as u64, 0),
+        why: "frames of the edges; not what connects beside connect(2), where landlock does not look",
+    },
     any(libc::SYS_futex, "locks, channels, joining threads"),
     any(libc::SYS_sched_yield, "a channel whose other end was interrupted in the middle of a step"),
     any(libc::SYS_brk, "heap"),
@@ -226,14 +236,23 @@ const COMMON: &[Allowed] = &[
 const FETCHER: &[Allowed] = &[
     Allowed {
         number: libc::SYS_socket,
-        arguments: Arguments::OneOf(0, &[libc::AF_INET as u64, libc::AF_INET6 as u64]),
-        why: "TCP to registries, UDP to name servers",
+        arguments: Arguments::Socket(&[
+            (libc::AF_INET, libc::SOCK_STREAM),
+            (libc::AF_INET, libc::SOCK_DGRAM),
+            (libc::AF_INET6, libc::SOCK_STREAM),
+            (libc::AF_INET6, libc::SOCK_DGRAM),
+        ]),
+        why: "TCP to registries, UDP to name servers; no other protocol, whose ports landlock does not know",
     },
     any(libc::SYS_connect, "the same"),
     any(libc::SYS_setsockopt, "timeouts, no delay"),
     any(libc::SYS_getsockopt, "how a connect with a timeout ended"),
     any(libc::SYS_recvfrom, "network"),
-    any(libc::SYS_sendto, "network; progress without waiting"),
+    Allowed {
+        number: libc::SYS_sendto,
+        arguments: Arguments::Bits(3, libc::MSG_FASTOPEN as u64, 0),
+        why: "network; progress without waiting; not what connects beside connect(2), where landlock does not look",
+    },
     any(libc::SYS_shutdown, "an indexer that is not understood"),
     any(libc::SYS_poll, "connect with a timeout; room in a layer's pipe"),
     any(libc::SYS_ppoll, "the same"),
@@ -302,10 +321,12 @@ fn compile(
 }
 
 fn conditions(arguments: &Arguments) -> Result<Vec<SeccompRule>, ConfineError> {
+    let failed = |error: seccompiler::BackendError| ConfineError::Seccomp(error.to_string());
+    let condition = |argument, operator, value| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Qword, operator, value).map_err(failed)
+    };
     let one = |argument, operator, value| {
-        SeccompCondition::new(argument, SeccompCmpArgLen::Qword, operator, value)
-            .and_then(|condition| SeccompRule::new(vec![condition]))
-            .map_err(|error| ConfineError::Seccomp(error.to_string()))
+        SeccompRule::new(vec![condition(argument, operator, value)?]).map_err(failed)
     };
     match *arguments {
         Arguments::Any => Ok(Vec::new()),
@@ -314,6 +335,18 @@ fn conditions(arguments: &Arguments) -> Result<Vec<SeccompRule>, ConfineError> {
         }
         Arguments::Bits(argument, mask, value) => {
             Ok(vec![one(argument, SeccompCmpOp::MaskedEq(mask), value)?])
+        }
+        Arguments::Socket(kinds) => {
+            let rule = |&(family, kind): &(libc::c_int, libc::c_int)| {
+                let is = SeccompCmpOp::Eq;
+                let conditions = vec![
+                    condition(0, is.clone(), u64::from(family.unsigned_abs()))?,
+                    condition(1, SeccompCmpOp::MaskedEq(!SOCKET_FLAGS), u64::from(kind.unsigned_abs()))?,
+                    condition(2, is, 0)?,
+                ];
+                SeccompRule::new(conditions).map_err(failed)
+            };
+            kinds.iter().map(rule).collect()
         }
     }
 }

@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nacre_protocols::agent_puller::{
-    FRAME_MAX, MESSAGE_MAX, PULLS_MAX, Pull, PullFailure, PullFailureKind, Reply, Request, StoreCollected,
-    StoreContents,
+    FRAME_MAX, MESSAGE_MAX, OPENING_MAX, Opening, PORTS_MAX, PULLS_MAX, Pull, PullFailure, PullFailureKind,
+    Reply, Request, StoreCollected, StoreContents,
 };
 use nacre_protocols::frame::{self, FrameError};
 use nacre_protocols::names::Sha256;
@@ -36,6 +36,20 @@ pub enum FetcherError {
 pub const INDEXER_GONE: i32 = 3;
 
 type Active = Arc<Mutex<HashMap<u32, Cancel>>>;
+
+/// The ports that this process is to be confined to. The one thing that it reads before it is: a few numbers, from the
+/// agent. `None` if the agent is gone.
+pub fn opening(agent: &OwnedFd) -> Result<Option<Vec<u16>>, FetcherError> {
+    let mut buffer = [0; OPENING_MAX];
+    let Some((length, _)) = seqpacket::receive(agent, &mut buffer).map_err(FetcherError::Receive)? else {
+        return Ok(None);
+    };
+    let Opening { ports } = frame::decode(buffer.get(..length).unwrap_or_default(), OPENING_MAX)?;
+    match ports.len() > PORTS_MAX {
+        true => Err(FetcherError::Protocol("more ports than allowed")),
+        false => Ok(Some(ports)),
+    }
+}
 
 /// Serves the agent until its end closes. What is under way then ends with the process.
 pub fn serve(agent: OwnedFd, context: Context) -> Result<(), FetcherError> {

@@ -68,7 +68,8 @@ fn parse(words: &[String]) -> Result<(PathBuf, Options), Error> {
 
 fn fetch(store: &Path, options: &Options) -> Result<(), Error> {
     let [agent, to_indexer] = inherited([agent_puller::FETCHER_FD, agent_puller::INDEXER_FD])?;
-    confine::fetcher(store)?;
+    let Some(ports) = fetcher::opening(&agent)? else { return Ok(()) };
+    confine::fetcher(store, &ports)?;
     let context = Context {
         store: Store::open(store, options)?,
         indexer: IndexClient::new(to_indexer),

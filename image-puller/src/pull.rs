@@ -548,6 +548,7 @@ fn registry_kind(error: &RegistryError) -> PullFailureKind {
             | TransportError::Broken { .. }
             | TransportError::Closed { .. }
             | TransportError::Proxy { .. } => PullFailureKind::Connect,
+            TransportError::Port { .. } => PullFailureKind::Port,
             TransportError::Tls { .. } => PullFailureKind::Tls,
             TransportError::Stalled { .. } | TransportError::Slow { .. } => PullFailureKind::Stalled,
             TransportError::Malformed { .. } => PullFailureKind::Malformed,

@@ -3,7 +3,7 @@
 //! Needs root, to start the children as another user without capabilities.
 
 use std::io;
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
@@ -14,6 +14,9 @@ use rustix::net::{AddressFamily, SocketType};
 const PROCESS: &str = "NACRE_TEST_PROCESS";
 const ACT: &str = "NACRE_TEST_ACT";
 const STORE: &str = "NACRE_TEST_STORE";
+
+/// The one port that the fetcher may connect to. Nobody listens there.
+const PORT: u16 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
@@ -35,7 +38,13 @@ const TABLE: &[(&str, Outcome, Outcome)] = &[
     ("read another file", Refused, Refused),
     ("write another file", Refused, Refused),
     ("list /proc", Refused, Refused),
-    ("make a TCP socket", Works, Killed),
+    ("connect to a port of the pull", Works, Killed),
+    ("connect to a port of the pull over IPv6", Works, Killed),
+    ("connect to another port", Refused, Killed),
+    ("connect to another port over IPv6", Refused, Killed),
+    ("connect to another port by what it sends", Killed, Killed),
+    ("connect to another port by a message that it sends", Killed, Killed),
+    ("make a socket of another protocol", Killed, Killed),
     ("listen on TCP", Killed, Killed),
     ("make a UDP socket with bind", Killed, Killed),
     ("make a unix socket", Killed, Killed),
@@ -53,7 +62,7 @@ const TABLE: &[(&str, Outcome, Outcome)] = &[
     ("mount", Killed, Killed),
     ("enter another root", Killed, Killed),
     ("make a memory file", Killed, Killed),
-    ("make a raw socket", Refused, Killed),
+    ("make a raw socket", Killed, Killed),
     ("make a packet socket", Killed, Killed),
     ("make a crypto socket", Killed, Killed),
     ("make a pair of sockets", Killed, Killed),
@@ -70,7 +79,6 @@ const COMMON_CALLS: &[i64] = &[
     libc::SYS_write,
     libc::SYS_close,
     libc::SYS_recvmsg,
-    libc::SYS_sendmsg,
     libc::SYS_futex,
     libc::SYS_sched_yield,
     libc::SYS_brk,
@@ -99,7 +107,6 @@ const FETCHER_CALLS: &[i64] = &[
     libc::SYS_setsockopt,
     libc::SYS_getsockopt,
     libc::SYS_recvfrom,
-    libc::SYS_sendto,
     libc::SYS_shutdown,
     libc::SYS_poll,
     libc::SYS_ppoll,
@@ -117,9 +124,16 @@ const FETCHER_CALLS: &[i64] = &[
 ];
 const INDEXER_CALLS: &[i64] = &[libc::SYS_pwrite64, libc::SYS_ftruncate];
 /// Their arguments are looked at, and what the test gives is not among those that are let through: mmap and mprotect (never
-/// executable), socket (IPv4 and IPv6), ioctl and fcntl (one command each).
-const LOOKED_AT: &[i64] =
-    &[libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_socket, libc::SYS_ioctl, libc::SYS_fcntl];
+/// executable), socket (TCP and UDP), sendto and sendmsg (no MSG_FASTOPEN), ioctl and fcntl (one command each).
+const LOOKED_AT: &[i64] = &[
+    libc::SYS_mmap,
+    libc::SYS_mprotect,
+    libc::SYS_socket,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_ioctl,
+    libc::SYS_fcntl,
+];
 /// Not asked for. The thread that asks for its own end gets it, and whoever waits for its answer waits in vain. The kernel
 /// lets uretprobe(2) and uprobe(2) through without asking a filter (kernel/seccomp.c, from
 /// Linux 6.14 on): they serve only its own trampolines.
@@ -222,7 +236,7 @@ fn confined_child() {
     let (Ok(process), Ok(act)) = (std::env::var(PROCESS), std::env::var(ACT)) else { return };
     let store = std::env::var_os(STORE).unwrap();
     let confined = match process.as_str() {
-        "fetcher" => confine::fetcher(store.as_ref()),
+        "fetcher" => confine::fetcher(store.as_ref(), &[PORT]),
         _ => confine::indexer(),
     };
     let code = match confined.map(|()| attempt(&act, store.as_ref())) {
@@ -234,6 +248,14 @@ fn confined_child() {
         Ok(Err(_)) => 99,
     };
     std::process::exit(code);
+}
+
+/// Whether something answers, be it that nobody listens.
+fn connect(ip: IpAddr, port: u16) -> io::Result<()> {
+    match TcpStream::connect((ip, port)) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+        other => other.map(drop),
+    }
 }
 
 fn attempt(act: &str, store: &Path) -> io::Result<()> {
@@ -260,10 +282,32 @@ fn attempt(act: &str, store: &Path) -> io::Result<()> {
         "read another file" => std::fs::read("/etc/passwd").map(drop),
         "write another file" => std::fs::write("/tmp/nacre-confine-test", "x"),
         "list /proc" => std::fs::read_dir("/proc").map(drop),
-        "make a TCP socket" => match TcpStream::connect("127.0.0.1:1") {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-            other => other.map(drop),
-        },
+        "connect to a port of the pull" => connect(Ipv4Addr::LOCALHOST.into(), PORT),
+        "connect to a port of the pull over IPv6" => connect(Ipv6Addr::LOCALHOST.into(), PORT),
+        "connect to another port" => connect(Ipv4Addr::LOCALHOST.into(), PORT + 1),
+        "connect to another port over IPv6" => connect(Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(), PORT + 1),
+        "connect to another port by what it sends" => {
+            let tcp = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+            let flags = rustix::net::SendFlags::from_bits_retain(libc::MSG_FASTOPEN as u32);
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT + 1));
+            rustix::net::sendto(&tcp, b"x", flags, &address).map(drop).map_err(io::Error::from)
+        }
+        "connect to another port by a message that it sends" => {
+            let tcp = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+            let flags = rustix::net::SendFlags::from_bits_retain(libc::MSG_FASTOPEN as u32);
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT + 1));
+            let (bytes, mut control) = ([io::IoSlice::new(b"x")], Default::default());
+            rustix::net::sendmsg_addr(&tcp, &address, &bytes, &mut control, flags)
+                .map(drop)
+                .map_err(io::Error::from)
+        }
+        "make a socket of another protocol" => {
+            const MPTCP: std::num::NonZeroU32 = std::num::NonZeroU32::new(262).unwrap();
+            let protocol = rustix::net::Protocol::from_raw(MPTCP);
+            rustix::net::socket(AddressFamily::INET, SocketType::STREAM, Some(protocol))
+                .map(drop)
+                .map_err(io::Error::from)
+        }
         "listen on TCP" => TcpListener::bind("127.0.0.1:0").map(drop),
         "make a UDP socket with bind" => UdpSocket::bind("127.0.0.1:0").map(drop),
         "make a unix socket" => socket(AddressFamily::UNIX, SocketType::STREAM),

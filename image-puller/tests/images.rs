@@ -15,7 +15,7 @@ use nacre_protocols::agent_puller::Pull;
 use nacre_tests::fixtures::oracle::{Containerd, Podman};
 use nacre_tests::fixtures::{Layout, debian, images};
 use nacre_tests::{Registry, require, tool, tree};
-use puller::Puller;
+use puller::{Puller, Start};
 use support::erofs_utils::ErofsUtils;
 use support::mounted::Mounted;
 use support::snapshot::Snapshot;
@@ -39,7 +39,9 @@ struct Pulled {
 
 impl Pulled {
     fn new(reference: &str) -> Self {
-        let puller = Puller::start().expect("no puller");
+        let (registry, _) = reference.split_once('/').expect("a registry");
+        let ports = registry.rsplit(':').next().and_then(|port| port.parse().ok()).into_iter().collect();
+        let puller = Puller::start_with(|_| (), &Start { ports, ..Start::default() }).expect("no puller");
         let loopback = (std::net::Ipv4Addr::LOCALHOST, 0).into();
         let order = Pull { reference: reference.into(), ..request(loopback) };
         let pulled = puller.pull(1, order).unwrap_or_else(|error| panic!("{reference}: {error:?}"));

@@ -155,6 +155,33 @@ fn a_frame_that_is_not_understood_ends_the_fetcher() {
 }
 
 #[test]
+fn a_registry_cannot_send_the_fetcher_to_another_port() {
+    let Some(puller) = Puller::start() else { return };
+    // Not one of those that the puller may connect to, though somebody listens there.
+    let elsewhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = elsewhere.local_addr().unwrap().port();
+    let to = format!("http://127.0.0.1:{port}/");
+    let challenge = format!("Bearer realm=\"{to}\",service=\"x\"");
+    for (at, (what, answer)) in [
+        ("a redirect", Reply::status(307).with("Location", to)),
+        ("a token realm", Reply::status(401).with("WWW-Authenticate", challenge)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let server = FakeServer::start(move |_| answer.clone());
+        let order = Pull { insecure: vec!["127.0.0.1".into()], ..request(server.address) };
+        let (kind, message) = puller.pull(at as u32, order).expect_err(what);
+        assert_eq!(kind, PullFailureKind::Port, "{what}: {message}");
+        assert!(message.contains(&format!("port {port} is not among those")), "{what}: {message}");
+        assert_eq!(server.seen.lock().unwrap().len(), 1, "{what}: it was tried again");
+    }
+    elsewhere.set_nonblocking(true).unwrap();
+    assert_eq!(elsewhere.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    puller.end();
+}
+
+#[test]
 fn the_processes_have_no_rights() {
     let Some(puller) = Puller::start() else { return };
     // A first answer, so that both are up.

@@ -294,7 +294,10 @@ fn a_client_certificate_is_shown_to_its_registry_alone() {
 fn a_literal_ipv6_address_is_a_registry_like_any_other() {
     let image = TestImage::new(&[b"one"]);
     let served = image.clone();
-    let server = FakeServer::listen_on("[::1]:0", None, move |request| served.answer(request));
+    let server =
+        FakeServer::listen_on(std::net::TcpListener::bind("[::1]:0").unwrap(), None, move |request| {
+            served.answer(request)
+        });
     let pulled = fresh(&request(server.address)).unwrap();
     assert_eq!(pulled.reference, format!("[::1]:{}/test/image:latest", server.address.port()));
     let host = server.seen.lock().unwrap()[0].fields["host"].clone();

@@ -4,6 +4,9 @@
 //! pulls may go on at once, told apart by an id of the agent's choosing. When the agent's end closes, the puller
 //! gives up what is under way and exits; what was committed to the store stays.
 //!
+//! The first frame is the agent's [`Opening`]. It says what the fetcher confines itself to, and no fetcher ever has more:
+//! a pull that needs another port is another fetcher's.
+//!
 //! The puller is not trusted with more than it fetched: the agent takes from its answer digests, sizes and the image's
 //! configuration; the launcher mounts only what the store holds under those digests.
 
@@ -22,6 +25,10 @@ pub const REFERENCE_MAX: usize = 1024;
 /// Most mirrors, and most client certificates, of one pull.
 pub const MIRRORS_MAX: usize = 16;
 pub const CLIENT_CERTIFICATES_MAX: usize = 8;
+/// Longest [`Opening`], in bytes.
+pub const OPENING_MAX: usize = 256;
+/// Most ports of one.
+pub const PORTS_MAX: usize = 64;
 /// Longest policy, in bytes. With all else of a request it must also fit into a frame.
 pub const POLICY_MAX: usize = 64 * 1024;
 /// Most digests in each list of a [`Request::Collect`].
@@ -33,6 +40,12 @@ pub const FETCHER_FD: i32 = 3;
 /// The fetcher's end of the edge to the indexer ([`crate::fetcher_indexer`]).
 pub const INDEXER_FD: i32 = 4;
 pub use crate::names::STORE_MOUNT;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opening {
+    /// What the fetcher may connect to by TCP, whatever the host.
+    pub ports: Vec<u16>,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
@@ -82,6 +95,8 @@ pub struct Pull {
     pub aliases: Vec<HostAlias>,
     /// The image stays in the store until it is told to be forgotten, used or not.
     pub keep: bool,
+    /// What the registry's answers may lead to beside its own port and https's.
+    pub ports: Vec<u16>,
 }
 
 impl Pull {
@@ -100,6 +115,7 @@ impl Pull {
             policy: String::new(),
             aliases: Vec::new(),
             keep: false,
+            ports: Vec::new(),
         }
     }
 }
@@ -331,6 +347,8 @@ pub enum PullFailureKind {
     Reference,
     NameResolution,
     Connect,
+    /// Somebody's answer leads to a port that the pull may not connect to.
+    Port,
     Tls,
     Unauthorized,
     NotFound,

@@ -291,7 +291,9 @@ fn what_is_no_image_is_refused_with_its_reason() {
     let json = |text: &str| Answer::Own(200, vec![("Content-Type", MANIFEST.into())], text.into());
     const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
     let huge = format!("{{\"schemaVersion\":2,\"x\":\"{}\"}}", "y".repeat(10 << 20));
-    let cases: [Case; 5] = [
+    let elsewhere = Answer::Own(307, vec![("Location", "http://localhost:1/".into())], String::new());
+    let cases: [Case; 6] = [
+        ("a redirect to another port", "/blobs/", elsewhere, &["port 1 is not among", "--registry-port"]),
         ("not JSON", "/manifests/", json("<html>hello</html>"), &["manifest"]),
         ("another schema", "/manifests/", json("{\"schemaVersion\":1}"), &["manifest"]),
         ("a manifest without end", "/manifests/", json(&huge), &["manifest", "limit"]),

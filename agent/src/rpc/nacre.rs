@@ -6,7 +6,7 @@ use crate::pulls::{Layer, Progress, native_platform};
 use nacre_protocols::agent_init::{ReplyBody, RequestBody};
 use nacre_protocols::agent_puller::{
     CLIENT_CERTIFICATES_MAX, ClientCertificate, Credentials, FRAME_MAX, HostAlias, LayerStage, MIRRORS_MAX,
-    Mirror, POLICY_MAX, Platform, Proxy, Pull as Order, PullFailure, PullFailureKind, PulledImage,
+    Mirror, POLICY_MAX, PORTS_MAX, Platform, Proxy, Pull as Order, PullFailure, PullFailureKind, PulledImage,
     REFERENCE_MAX, StoreCollected, Verdict,
 };
 use nacre_protocols::frame;
@@ -118,6 +118,7 @@ fn order(request: StartPullRequest) -> Result<Order, RpcError> {
         ("aliases", request.aliases.len(), LIST_MAX),
         ("mirrors", request.mirrors.len(), MIRRORS_MAX),
         ("client_certificates", request.client_certificates.len(), CLIENT_CERTIFICATES_MAX),
+        ("ports", request.ports.len(), PORTS_MAX),
         ("proxy.exceptions", proxy.exceptions.len(), LIST_MAX),
     ] {
         if length > limit {
@@ -142,6 +143,7 @@ fn order(request: StartPullRequest) -> Result<Order, RpcError> {
         proxy: Proxy { http: proxy.http, https: proxy.https, exceptions: proxy.exceptions },
         policy: request.policy,
         keep: request.keep,
+        ports: request.ports.into_iter().map(port).collect::<Result<_, _>>()?,
         aliases: request.aliases.into_iter().map(alias).collect::<Result<_, _>>()?,
     };
     if frame::encode(&order, FRAME_MAX - FRAME_RESERVE).is_err() {
@@ -152,6 +154,11 @@ fn order(request: StartPullRequest) -> Result<Order, RpcError> {
         return Err(RpcError::invalid(message));
     }
     Ok(order)
+}
+
+fn port(number: u32) -> Result<u16, RpcError> {
+    let port = u16::try_from(number).ok().filter(|&port| port != 0);
+    port.ok_or_else(|| RpcError::invalid(format!("ports: {number} is not a number from 1 to 65535")))
 }
 
 fn mirror(given: wire::Mirror) -> Result<Mirror, RpcError> {
@@ -272,6 +279,7 @@ fn failed(why: &PullFailure) -> Failure {
         PullFailureKind::Reference => Kind::Reference,
         PullFailureKind::NameResolution => Kind::NameResolution,
         PullFailureKind::Connect => Kind::Connect,
+        PullFailureKind::Port => Kind::Port,
         PullFailureKind::Tls => Kind::Tls,
         PullFailureKind::Unauthorized => Kind::Unauthorized,
         PullFailureKind::NotFound => Kind::NotFound,

@@ -185,7 +185,11 @@ impl FakeInit {
     /// The newest puller's end of its socket.
     pub fn puller(&self, number: usize) -> FakePuller {
         eventually("a puller", || self.world().pullers.len() > number);
-        FakePuller(self.world().pullers[number].try_clone().unwrap())
+        let socket = self.world().pullers[number].try_clone().unwrap();
+        let mut buffer = [0; agent_puller::OPENING_MAX];
+        let (length, _) = seqpacket::receive(&socket, &mut buffer).unwrap().expect("no opening");
+        let opening: agent_puller::Opening = frame::decode(&buffer[..length], buffer.len()).unwrap();
+        FakePuller { socket, ports: opening.ports }
     }
 
     pub fn drop_puller(&self, number: usize) {
@@ -390,17 +394,21 @@ impl FakeProcess {
 }
 
 /// The fetcher's end of the edge between agent and puller.
-pub struct FakePuller(OwnedFd);
+pub struct FakePuller {
+    socket: OwnedFd,
+    /// What it was told that it may connect to.
+    pub ports: Vec<u16>,
+}
 
 impl FakePuller {
     pub fn receive(&self) -> Option<agent_puller::Request> {
         let mut buffer = vec![0; agent_puller::FRAME_MAX];
-        let (length, _) = seqpacket::receive(&self.0, &mut buffer).unwrap()?;
+        let (length, _) = seqpacket::receive(&self.socket, &mut buffer).unwrap()?;
         Some(frame::decode(&buffer[..length], agent_puller::FRAME_MAX).unwrap())
     }
 
     pub fn send(&self, reply: &agent_puller::Reply) {
-        seqpacket::send(&self.0, &frame::encode(reply, agent_puller::FRAME_MAX).unwrap(), &[]).unwrap();
+        seqpacket::send(&self.socket, &frame::encode(reply, agent_puller::FRAME_MAX).unwrap(), &[]).unwrap();
     }
 }
 

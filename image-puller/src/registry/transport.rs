@@ -52,6 +52,8 @@ pub enum TransportError {
     Resolve { host: String, source: ResolveError },
     #[error("cannot connect to {host} ({address}): {source}")]
     Connect { host: String, address: SocketAddr, source: io::Error },
+    #[error("cannot connect to {host}: port {port} is not among those that this pull may connect to")]
+    Port { host: String, port: u16 },
     #[error("TLS with {host}: {reason}")]
     Tls { host: String, reason: String },
     #[error("{host} sent nothing for {} s", .after.as_secs_f32())]
@@ -222,7 +224,11 @@ impl Connector {
 
     fn connect_tcp(&self, host: &str, addresses: &[IpAddr], port: u16) -> Result<Stream, TransportError> {
         let deadline = Instant::now() + self.timeouts.connect;
-        let connect = |address, source| TransportError::Connect { host: host.to_owned(), address, source };
+        let connect = |address, source: io::Error| match source.kind() {
+            // What landlock says. A sandbox without a route says otherwise.
+            io::ErrorKind::PermissionDenied => TransportError::Port { host: host.to_owned(), port },
+            _ => TransportError::Connect { host: host.to_owned(), address, source },
+        };
         let tcp = dial(addresses, port, deadline, &self.cancel).map_err(|error| match error {
             DialError::Failed(address, source) => connect(address, source),
             DialError::NoAddress => {

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod http2;
+pub mod ports;
 pub mod proxy;
 
 use std::collections::HashMap;
@@ -101,15 +102,14 @@ impl FakeServer {
         tls: Option<Arc<rustls::ServerConfig>>,
         handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        Self::listen_on("127.0.0.1:0", tls, handler)
+        Self::listen_on(ports::listener(), tls, handler)
     }
 
     pub fn listen_on(
-        address: &str,
+        listener: TcpListener,
         tls: Option<Arc<rustls::ServerConfig>>,
         handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let seen: Arc<Mutex<Vec<Request>>> = Arc::default();
         let sent: Arc<AtomicU64> = Arc::default();
@@ -425,11 +425,11 @@ pub fn nothing_half_done(store: &Path) -> bool {
 
 pub fn connect_refused() -> SocketAddr {
     // Bound and dropped: nothing listens there.
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    ports::listener().local_addr().unwrap()
 }
 
 pub fn raw_server(serve: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = ports::listener();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || listener.incoming().flatten().for_each(serve));
     address

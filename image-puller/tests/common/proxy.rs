@@ -1,7 +1,7 @@
 //! Small proxies on loopback: HTTP's two ways and SOCKS 5. Whatever name they are told, they connect to 127.0.0.1.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 
 pub struct TestProxy {
@@ -42,7 +42,7 @@ impl TestProxy {
     fn start(
         serve: impl Fn(TcpStream, &Mutex<Vec<String>>) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = super::ports::listener();
         let address = listener.local_addr().unwrap();
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
         let (serve, log) = (Arc::new(serve), asked.clone());

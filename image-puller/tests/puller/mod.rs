@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nacre_protocols::agent_puller::{
-    FETCHER_FD, FRAME_MAX, INDEXER_FD, Pull, PullFailureKind, PulledImage, Reply as Answer, Request as Ask,
+    FETCHER_FD, FRAME_MAX, INDEXER_FD, OPENING_MAX, Opening, Pull, PullFailureKind, PulledImage,
+    Reply as Answer, Request as Ask,
 };
 use nacre_protocols::{fetcher_indexer, frame, names};
 use nacre_puller::digest::Digest;
 use nacre_sys::process::{Child, PidNamespace, Spawn, spawn};
 use nacre_sys::seqpacket;
 
-use crate::common::{MANIFEST_TYPE, TestImage};
+use crate::common::{MANIFEST_TYPE, TestImage, ports};
 
 pub struct Puller {
     pub agent: Option<OwnedFd>,
@@ -33,6 +34,8 @@ pub struct Start {
     pub words: Vec<String>,
     /// In the directory of an earlier one.
     pub within: Option<Folder>,
+    /// What the fetcher may connect to besides the servers of this test.
+    pub ports: Vec<u16>,
     /// `fetcher` or `index`, and words of `strace` to run it under.
     pub traced: Option<(&'static str, Vec<String>)>,
 }
@@ -87,6 +90,8 @@ impl Puller {
         let fds = [(fetcher_end.as_fd(), FETCHER_FD), (to_indexer.as_fd(), INDEXER_FD)];
         let rest = start.words.iter().cloned().chain([store.to_str().unwrap().to_owned()]).collect();
         let fetcher = run(&words("fetcher", rest), &fds, names::FETCHER_UID);
+        let opening = Opening { ports: [start.ports.clone(), ports::for_puller()].concat() };
+        seqpacket::send(&agent, &frame::encode(&opening, OPENING_MAX).unwrap(), &[]).unwrap();
         Some(Self { agent: Some(agent), fetcher, indexer, directory })
     }
 

@@ -130,6 +130,7 @@ fn pull_advice(kind: PullProblem) -> &'static str {
         PullProblem::Connect => {
             "check that the registry runs and that this host reaches it; for plain http: --tls-verify=false"
         }
+        PullProblem::Port => "if the registry's answers may lead there, name the port with --registry-port",
         PullProblem::Tls => {
             "add the registry's authority with --ca-cert FILE, or accept any with --tls-verify=false"
         }

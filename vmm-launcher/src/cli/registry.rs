@@ -55,6 +55,10 @@ pub struct RegistryOptions {
     /// NO_PROXY say
     #[arg(long, value_name = "URL|none")]
     pub proxy: Option<String>,
+    /// A TCP port that the registry may lead to (its token server, its blob store), besides its own, those of mirrors and
+    /// proxies, and 443
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub registry_port: Vec<u16>,
 }
 
 /// What is to be pulled, but for what only the sandbox's network tells.
@@ -91,6 +95,7 @@ impl RegistryOptions {
         let route = self.route(reference)?;
         let mut wanted = self.rules()?;
         wanted.reference = reference.to_owned();
+        wanted.ports.clone_from(&self.registry_port);
         wanted.insecure.clone_from(&self.insecure_registry);
         if !self.tls_verify {
             wanted.insecure.push(authority(&route.own.location));

@@ -43,6 +43,8 @@ pub struct Wanted {
     pub aliases: Vec<(String, String)>,
     /// The image stays in the store when nothing uses it.
     pub keep: bool,
+    /// TCP ports that the registry's answers may lead to, besides those that are known.
+    pub ports: Vec<u16>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -216,6 +218,7 @@ fn start_pull_request(id: &str, wanted: &Wanted) -> own::StartPullRequest {
             .map(|(host, address)| own::HostAlias { host: host.clone(), address: address.clone() })
             .collect(),
         keep: wanted.keep,
+        ports: wanted.ports.iter().copied().map(u32::from).collect(),
     }
 }
 
