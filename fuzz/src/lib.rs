@@ -1,5 +1,7 @@
 //! A driver that is made up: guest memory with one queue in it, all of it out of the fuzzer's bytes.
 
+pub mod layers;
+
 use std::path::PathBuf;
 
 use nacre::devices::queues::Queues;

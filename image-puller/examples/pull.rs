@@ -10,7 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::Instant;
 
-use nacre_protocols::agent_puller::{FETCHER_FD, FRAME_MAX, INDEXER_FD, Platform, Pull, Reply, Request};
+use nacre_protocols::agent_puller::{
+    FETCHER_FD, FRAME_MAX, INDEXER_FD, OPENING_MAX, Opening, Platform, Pull, Reply, Request,
+};
 use nacre_protocols::{fetcher_indexer, frame, names};
 use nacre_sys::process::{Child, PidNamespace, Spawn, spawn};
 use nacre_sys::seqpacket;
@@ -30,7 +32,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let fetcher = start(program, store, &fds, names::FETCHER_UID)?;
     drop((fetcher_end, to_indexer, indexer_end));
 
+    let location = nacre_puller::reference::Reference::parse(reference)?.location();
+    let ports = [443, 80].into_iter().chain(location.host_and_port().1).collect();
     let begun = Instant::now();
+    seqpacket::send(&agent, &frame::encode(&Opening { ports }, OPENING_MAX)?, &[])?;
     let platform = Platform { os: "linux".into(), architecture: "amd64".into(), variant: String::new() };
     let pull = Pull::anonymous(reference.clone(), platform);
     seqpacket::send(&agent, &frame::encode(&Request::Pull { id: 1, pull: Box::new(pull) }, FRAME_MAX)?, &[])?;
