@@ -4,7 +4,6 @@
 //! https's port; to any other only where the order says so.
 
 use nacre_protocols::agent_puller::{Mirror, PORTS_MAX, Pull as Order};
-use nacre_reference::{Location, Reference};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -18,19 +17,18 @@ const HTTPS: u16 = 443;
 const SOCKS: u16 = 1080;
 
 impl Ports {
-    /// `None` if there are more than a fetcher takes. What cannot be read adds none: the fetcher will say so.
+    /// `None` if there are more than a fetcher takes. What cannot be read is for the fetcher to refuse.
     pub fn of(order: &Order) -> Option<Self> {
         let mut ports = BTreeSet::from([DNS, HTTPS]);
-        let location = match order.location.as_str() {
-            "" => Reference::parse(&order.reference).map(|reference| reference.location()),
-            text => Location::parse(text),
-        };
-        let mirrors = order.mirrors.iter().map(|Mirror { location, .. }| Location::parse(location));
-        for place in std::iter::once(location).chain(mirrors).flatten() {
-            let (host, port) = place.host_and_port();
+        let own = if order.location.is_empty() { &order.reference } else { &order.location };
+        let mirrors = order.mirrors.iter().map(|Mirror { location, .. }| location);
+        for place in mirrors.chain([own]) {
+            // What is before the first slash is a host, or a part of the name, which has no port; before none is a tag.
+            let Some((host, _)) = place.split_once('/') else { continue };
             // Loopback is spoken to by plain http where it does not speak https.
-            let plain = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-            ports.extend(port.or(plain.then_some(HTTP)));
+            let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+            let plain = host == "localhost" || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+            ports.extend(written_port(host).or(plain.then_some(HTTP)));
         }
         // Another host than the registry may be among them, that its answers lead to.
         ports.extend(order.insecure.iter().map(|host| written_port(host).unwrap_or(HTTP)));
@@ -89,6 +87,8 @@ mod tests {
             ("a port", order("r.example:5000/a"), &[5000]),
             ("an IPv6 address", order("[fd00::1]:5001/a"), &[5001]),
             ("loopback", order("localhost/a"), &[80]),
+            ("loopback of IPv6", order("[::1]/a"), &[80]),
+            ("a tag that is a number", order("debian:12"), &[]),
             ("loopback with a port", order("127.0.0.1:5000/a"), &[5000]),
             (
                 "another location",

@@ -282,7 +282,7 @@ impl Agent {
             && matches!(failure.kind, PullFailureKind::DiskFull | PullFailureKind::Quota)
             && !pull.has_ended()
             // Room that nobody needs any more.
-            && self.collect(Vec::new()).await.is_ok_and(|collected| collected.bytes > 0)
+            && self.collect(Vec::new(), false).await.is_ok_and(|collected| collected.bytes > 0)
         {
             outcome = self.one_pull(pull, &order, &ports).await;
         }

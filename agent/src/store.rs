@@ -43,8 +43,13 @@ impl Agent {
         Ok(store)
     }
 
-    /// Removes what no container uses, nobody kept, and no pull needs. What is in `forget` is not kept any more.
-    pub async fn collect(self: &Rc<Self>, forget: Vec<String>) -> Result<StoreCollected, RpcError> {
+    /// Removes what no container uses, nobody kept, and no pull needs. What is in `forget` is not kept any more; with `only`,
+    /// all other images stay.
+    pub async fn collect(
+        self: &Rc<Self>,
+        forget: Vec<String>,
+        only: bool,
+    ) -> Result<StoreCollected, RpcError> {
         // No container takes a layer meanwhile.
         let _turn = self.mounting.lock().await;
         let (images, layers) = self.kept(|kept| {
@@ -64,7 +69,7 @@ impl Agent {
         self.apply(vec![StorageStep::ReleaseLayers { keep: keep.clone() }]).await?;
         let used: Vec<Sha256> = images.iter().copied().collect();
         let mut collected = StoreCollected::default();
-        let request = |id| Request::Collect { id, used, layers: keep, forget };
+        let request = |id| Request::Collect { id, used, layers: keep, forget, only };
         let take = |reply| match reply {
             Reply::Collected { collected: found, .. } => {
                 collected = found;

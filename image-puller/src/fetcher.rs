@@ -18,7 +18,7 @@ use crate::digest::Digest;
 use crate::index_client::IndexError;
 use crate::pull::{self, Context, Event, PullError};
 use crate::registry::transport::Cancel;
-use crate::store::{ImageRecord, StoreError};
+use crate::store::{ImageRecord, Needed, StoreError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum FetcherError {
@@ -78,8 +78,11 @@ pub fn serve(agent: OwnedFd, context: Context) -> Result<(), FetcherError> {
                 }
             }
             Request::List { id } => list(&agent, &context, id),
-            Request::Collect { id, used, layers, forget } => {
-                collect(&agent, &context, id, &used, &layers, &forget)
+            Request::Collect { id, used, layers, forget, only } => {
+                let digests =
+                    |list: &[Sha256]| list.iter().map(|digest| Digest::from_bytes(digest.0)).collect();
+                let (used, used_layers) = (digests(&used), digests(&layers));
+                collect(&agent, &context, id, &Needed { used, used_layers, forget, only });
             }
         }
     }
@@ -140,16 +143,8 @@ fn list(agent: &OwnedFd, context: &Context, id: u32) {
     send(agent, &Reply::Contents { id, contents: StoreContents { layers, used, quota, free, total } });
 }
 
-fn collect(
-    agent: &OwnedFd,
-    context: &Context,
-    id: u32,
-    used: &[Sha256],
-    layers: &[Sha256],
-    forget: &[String],
-) {
-    let digests = |list: &[Sha256]| list.iter().map(|digest| Digest::from_bytes(digest.0)).collect();
-    let reply = match context.store.collect(&digests(used), &digests(layers), forget) {
+fn collect(agent: &OwnedFd, context: &Context, id: u32, needed: &Needed) {
+    let reply = match context.store.collect(needed) {
         Ok(collected) => {
             let count = |length: usize| length as u64;
             let (images, layers) = (count(collected.images.len()), count(collected.layers.len()));

@@ -401,6 +401,49 @@ fn sparse_files_read_as_they_were() {
     }
 }
 
+/// Every byte of it in the tar, whose header has no room for such a size as digits.
+#[test]
+fn a_file_of_ten_gigabytes_is_whole() {
+    const SIZE: u64 = 10_000_000_000;
+    nacre_tests::require!(slow);
+    if !can_mount() {
+        return skip("mounting EROFS needs root, loop devices and a kernel with EROFS");
+    }
+    let work = TempDir::new().unwrap();
+    let root = work.path().join("tree");
+    fs::create_dir(&root).unwrap();
+    let mut file = File::create(root.join("large")).unwrap();
+    let places = [0, (8 << 30) - 3, SIZE - 6];
+    for place in places {
+        file.seek(SeekFrom::Start(place)).unwrap();
+        file.write_all(b"marked").unwrap();
+    }
+    fs::write(root.join("next"), "behind it").unwrap();
+    for format in ["gnu", "pax"] {
+        let fifo = work.path().join("pipe");
+        rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let mut command = Command::new("tar");
+        command.arg(format!("--format={format}")).arg("-C").arg(&root).arg("-cf").arg(&fifo);
+        let mut tar = command.args(["large", "next"]).spawn().unwrap();
+        let layer = index(&fifo, &work.path().join("work"));
+        assert!(tar.wait().unwrap().success());
+        fs::remove_file(&fifo).unwrap();
+        assert!(layer.indexed.tar_bytes > SIZE && layer.indexed.entries == 2, "{:?}", layer.indexed);
+        let taken = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&layer.tar).unwrap()) * 512;
+        assert!(taken < 1 << 20, "{format}: zeros take {taken} bytes");
+        let mounted = Mounted::layer(&layer.index, &layer.tar, &work.path().join("mount"));
+        let mut large = File::open(mounted.at.join("large")).unwrap();
+        assert_eq!(large.metadata().unwrap().len(), SIZE, "{format}");
+        for place in places {
+            let mut found = [0; 6];
+            large.seek(SeekFrom::Start(place)).unwrap();
+            std::io::Read::read_exact(&mut large, &mut found).unwrap();
+            assert_eq!(&found, b"marked", "{format}: at {place}");
+        }
+        assert_eq!(fs::read(mounted.at.join("next")).unwrap(), b"behind it");
+    }
+}
+
 #[test]
 fn sparse_data_not_aligned_to_blocks_reads_as_it_was() {
     if !can_mount() {

@@ -62,13 +62,14 @@ pub enum Request {
         id: u32,
     },
     /// Remove what nobody needs: images that are not kept and whose manifest is not among `used`, then layers that no image
-    /// that is left has and that are not among `layers`. What is in `forget` is not kept any more.
-    /// Reply: [`Reply::Collected`], or [`Reply::Failed`].
+    /// that is left has and that are not among `layers`. What is in `forget` is not kept any more; with `only`, all other
+    /// images stay. Reply: [`Reply::Collected`], or [`Reply::Failed`].
     Collect {
         id: u32,
         used: Vec<Sha256>,
         layers: Vec<Sha256>,
         forget: Vec<String>,
+        only: bool,
     },
 }
 

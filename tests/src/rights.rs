@@ -67,6 +67,8 @@ pub struct Found {
     pub namespaces: Value,
     pub interfaces: Vec<String>,
     pub root: String,
+    /// `memory.max` and `pids.max` of its cgroup.
+    pub limits: Value,
     status: String,
 }
 
@@ -85,6 +87,7 @@ impl Found {
             namespaces: value["ns"].clone(),
             interfaces: texts(&value["interfaces"]),
             root: text(&value["root"]),
+            limits: value["limits"].clone(),
             status: text(&value["status"]),
         })
     }

@@ -55,6 +55,7 @@ fn a_layout_and_archives_run_without_a_registry() {
         layout.reference("small"),
         layout.reference("small-index"),
         format!("docker-archive:{docker}"),
+        format!("docker-archive:{docker}:test/small:latest"),
         format!("oci-archive:{oci}"),
     ] {
         nacre.run(["run", &image, "echo", "here"]).exited(0).printed("here\n");

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use nacre_protocols::names::{FETCHER_MEMORY, INDEXER_MEMORY, OWN_PROCESSES};
 use nacre_tests::fixtures::images;
 use nacre_tests::nacre::Running;
 use nacre_tests::proxy::{Answer, Proxy};
@@ -19,6 +20,19 @@ fn every_process_has_the_rights_of_the_table_and_no_others() {
     require!(vm, tool "umoci", tool "docker-registry");
     let sandbox = Pulling::start();
     let found = look(&sandbox.nacre, "box");
+    // The puller's two processes see nothing of each other, nor of the rest, and have their bounds.
+    let parts = ["nacre-init", "nacre-puller (fetcher)", "nacre-puller (indexer)"];
+    for kind in ["mnt", "pid", "ipc", "uts", "cgroup"] {
+        let own = parts.map(|name| find(&found, name).namespaces[kind].to_string());
+        assert_eq!(BTreeSet::from(own.clone()).len(), parts.len(), "{kind}: {own:?}");
+    }
+    for (name, memory) in parts.into_iter().skip(1).zip([FETCHER_MEMORY, INDEXER_MEMORY]) {
+        let limits = &find(&found, name).limits;
+        let expected = [("memory.max", memory), ("pids.max", OWN_PROCESSES)];
+        for (limit, expected) in expected {
+            assert_eq!(limits[limit], expected.to_string(), "{name}: {limits}");
+        }
+    }
     let network_of = |name: &str| find(&found, name).namespaces["net"].clone();
     for rights in table() {
         let process = find(&found, &rights.process);

@@ -254,6 +254,10 @@ fn wrong_arguments_are_125_and_explained() {
         (&["run", "-v", "relative:path", "x"], "path"),
         (&["run", "oci:/no/such/directory", "true"], "/no/such/directory"),
         (&["run", "docker-archive:/no/such/file", "true"], "/no/such/file"),
+        (&["run", "-w", "relative", "x"], "\"relative\" is not absolute"),
+        (&["run", "--platform", "linux/foo", "x"], "\"foo\""),
+        (&["run", "--creds", "foo", "x"], "USER:PASSWORD"),
+        (&["run", "--proxy", "ftp://p", "x"], "\"ftp\""),
         (
             &["run", "library/CASE", "true"],
             "arguments: library/CASE: repository path \"library/CASE\" must be lower case",

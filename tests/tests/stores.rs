@@ -45,7 +45,7 @@ fn what_a_store_has_is_not_fetched_again() {
     assert_eq!(pulled.text().trim(), digest);
     assert_eq!(fetched(&proxy, &layers("small")), 1);
     let listed = nacre.run(["images", "--store", "kept"]).exited(0);
-    assert!(listed.text().contains(&small) && listed.text().contains(&digest[..15]), "{listed}");
+    assert!(listed.text().contains(&small) && listed.text().contains(&digest), "{listed}");
 
     // In a new boot it is hashed and indexed again, and not fetched.
     nacre.run(["run", "--store", "kept", &small, "echo", "kept"]).exited(0).printed("kept\n");
@@ -60,6 +60,38 @@ fn what_a_store_has_is_not_fetched_again() {
     assert!(!gone.text().contains(&small), "{gone}");
     nacre.run(["store", "rm", "kept"]).exited(0);
     nacre.run(["store", "ls", "-q"]).exited(0).printed("");
+}
+
+#[test]
+fn images_go_one_by_one_and_files_of_this_host_are_one_however_often_they_run() {
+    require!(vm, tool "umoci");
+    let nacre = Nacre::new();
+    let (small, odd) = (images().reference("small"), images().reference("odd"));
+    nacre.detach("box", [&small, "sleep", "1000"]);
+    for image in [&small, &odd, &odd] {
+        nacre.run(["run", "--in", "box", image, "true"]).exited(0);
+    }
+    let shown = nacre.run(["images", "--in", "box"]).exited(0);
+    let text = shown.text();
+    let rows: Vec<&str> = text.lines().skip(1).collect();
+    assert!(rows.len() == 2 && rows.iter().all(|row| row.starts_with("oci:/")), "{shown}");
+    let name = |tag: &str| {
+        let mut names = rows.iter().filter_map(|row| row.split_whitespace().next());
+        names.find(|name| name.ends_with(tag)).unwrap_or_else(|| panic!("no {tag} in {shown}")).to_owned()
+    };
+    nacre.run(["images", "--in", "box", "--rm", "nobody/knows:it"]).exited(1).said(&["nobody/knows:it"]);
+    assert_eq!(nacre.run(["images", "--in", "box"]).exited(0).text(), text, "it took others along");
+    // A used one stays, and the other has layers of its own.
+    nacre.run(["images", "--in", "box", "--rm", &name(":small")]).exited(0).said(&["removed 0 images"]);
+    let left =
+        nacre.run(["images", "--in", "box", "--rm", &name(":odd")]).exited(0).said(&["removed 1 images"]);
+    assert!(left.text().contains(":small") && !left.text().contains(":odd"), "{left}");
+    // Several names: those that are there are dealt with, and the others are said.
+    nacre
+        .run(["rm", "-f", "none", "box", "neither"])
+        .exited(1)
+        .printed("box\n")
+        .said(&["\"none\"", "\"neither\""]);
 }
 
 #[test]

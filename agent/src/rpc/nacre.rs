@@ -85,7 +85,8 @@ async fn collect(context: Context, request: CollectImagesRequest) -> Result<Coll
             format!("forget: more than {FORGET_MAX} references, or one of more than {REFERENCE_MAX} bytes");
         return Err(RpcError::invalid(message));
     }
-    let StoreCollected { images, layers, bytes } = context.agent.collect(request.forget).await?;
+    let StoreCollected { images, layers, bytes } =
+        context.agent.collect(request.forget, request.only).await?;
     Ok(Collected { images, layers, bytes })
 }
 

@@ -28,6 +28,26 @@ pub struct Collected {
     pub bytes: u64,
 }
 
+/// What a collection leaves.
+#[derive(Debug, Default)]
+pub struct Needed {
+    /// Manifests of images, and layers.
+    pub used: HashSet<Digest>,
+    pub used_layers: HashSet<Digest>,
+    /// References that are not kept any more.
+    pub forget: Vec<String>,
+    /// Every other image stays.
+    pub only: bool,
+}
+
+impl Needed {
+    fn has(&self, record: &ImageRecord) -> bool {
+        let forgotten = self.forget.contains(&record.image.reference);
+        let is_used = self.used.contains(&Digest::from_bytes(record.image.manifest.0));
+        is_used || (!forgotten && (record.keep || self.only))
+    }
+}
+
 impl Store {
     pub fn contents(&self) -> Result<Contents, StoreError> {
         let mut images = Vec::new();
@@ -44,26 +64,18 @@ impl Store {
         })
     }
 
-    /// Removes images that are not kept and whose manifest is not among `used`, and then every layer that no image that
-    /// is left has, no pull needs, and is not among `used_layers`. What is in `forget` is not kept any more.
-    pub fn collect(
-        &self,
-        used: &HashSet<Digest>,
-        used_layers: &HashSet<Digest>,
-        forget: &[String],
-    ) -> Result<Collected, StoreError> {
+    /// Removes images that nobody needs, and then every layer that no image that is left has, that no pull needs, and that is
+    /// not used by itself.
+    pub fn collect(&self, what: &Needed) -> Result<Collected, StoreError> {
         let mut collected = Collected::default();
         // Nobody begins a layer meanwhile; those that are under way lie in `tmp`.
         let claimed = lock(&self.claimed);
-        let mut needed: HashSet<Digest> = used_layers.clone();
+        let mut needed: HashSet<Digest> = what.used_layers.clone();
         needed.extend(claimed.iter());
         needed.extend(lock(&self.pinned).keys());
         for path in list(&self.root.join(IMAGES))? {
             let parsed = record::read(&path, IMAGE_RECORD_BYTES_MAX).as_deref().and_then(parse_image);
-            let stays = parsed.as_ref().is_some_and(|record| {
-                let keep = record.keep && !forget.contains(&record.image.reference);
-                keep || used.contains(&Digest::from_bytes(record.image.manifest.0))
-            });
+            let stays = parsed.as_ref().is_some_and(|record| what.has(record));
             match parsed {
                 Some(record) if stays => {
                     needed

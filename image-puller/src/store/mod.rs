@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub use collect::{Collected, Contents};
+pub use collect::{Collected, Contents, Needed};
 pub use record::{
     IMAGE_RECORD_BYTES_MAX, ImageRecord, LAYER_RECORD_BYTES_MAX, layer_line, parse_image, parse_layer,
 };

@@ -168,14 +168,23 @@ fn what_no_image_has_and_nobody_uses_is_collected() {
     assert_eq!((before.images.len(), before.layers), (3, 6));
     assert!(before.used > 0 && before.used == store.measure().unwrap());
     let pin = store.pin(vec![pulled]);
-    let collected = store.collect(&[digest(2)].into(), &[in_use].into(), &[]).unwrap();
+    let needed = Needed { used: [digest(2)].into(), used_layers: [in_use].into(), ..Needed::default() };
+    // Named as what goes, it takes nobody else along.
+    store.write_image(&image("also unused", 4, &[shared], false)).unwrap();
+    let first = Needed { forget: vec!["also unused".into()], only: true, ..needed };
+    let collected = store.collect(&first).unwrap();
+    assert_eq!((collected.images, collected.layers), (vec!["also unused".to_owned()], vec![]));
+    let needed = Needed { forget: vec![], only: false, ..first };
+    let collected = store.collect(&needed).unwrap();
     assert_eq!((collected.images, collected.layers), (vec!["unused".to_owned()], vec![unused]));
     assert!(collected.bytes > 0);
     assert_eq!(store.find(&digest(24), &unused), None);
     assert_eq!(count(&directory.path().join(BLOBS)), 5);
     drop(pin);
     // Forgotten, it goes with the layers that were its own; the other's stay.
-    let collected = store.collect(&[digest(2)].into(), &HashSet::new(), &["kept".into()]).unwrap();
+    let collected = store
+        .collect(&Needed { used_layers: HashSet::new(), forget: vec!["kept".into()], ..needed })
+        .unwrap();
     assert_eq!(collected.images, ["kept"]);
     assert_eq!(collected.layers.into_iter().collect::<HashSet<_>>(), [kept, in_use, pulled].into());
     assert!(store.find(&digest(21), &shared).is_some() && store.find(&digest(23), &used).is_some());
@@ -183,7 +192,7 @@ fn what_no_image_has_and_nobody_uses_is_collected() {
     // What is no record is no image, and goes.
     fs::write(directory.path().join(IMAGES).join("odd"), "nacre image 1\nx").unwrap();
     assert_eq!(store.contents().unwrap().images.len(), 1);
-    store.collect(&HashSet::new(), &HashSet::new(), &[]).unwrap();
+    store.collect(&Needed::default()).unwrap();
     for name in [LAYERS, BLOBS, IMAGES, TEMPORARY] {
         assert_eq!(count(&directory.path().join(name)), 0, "{name}");
     }

@@ -129,8 +129,18 @@ fn look_at(pid: u32) -> Option<Value> {
         "ns": namespaces,
         "interfaces": interfaces,
         "root": link(&proc.join("root")).unwrap_or_default(),
+        "limits": limits(&proc),
         "status": fs::read_to_string(proc.join("status")).ok()?,
     }))
+}
+
+/// Of its cgroup, the one of version 2.
+fn limits(proc: &Path) -> BTreeMap<&'static str, String> {
+    let groups = fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let read = |name| fs::read_to_string(Path::new("/sys/fs/cgroup").join(group).join(name)).ok();
+    let limit = |name| Some((name, read(name)?.trim().to_owned()));
+    ["memory.max", "pids.max"].into_iter().filter_map(limit).collect()
 }
 
 fn link(path: &Path) -> Option<String> {

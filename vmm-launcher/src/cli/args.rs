@@ -107,7 +107,7 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
     /// Working directory in the container
-    #[arg(short, long, value_name = "DIRECTORY")]
+    #[arg(short, long, value_name = "DIRECTORY", value_parser = values::directory)]
     pub workdir: Option<String>,
     /// User, or user:group, by name or number
     #[arg(short, long)]
@@ -273,8 +273,8 @@ pub struct Images {
     /// Remove images that no container uses and that were not pulled on purpose, and layers that no image has
     #[arg(long)]
     pub prune: bool,
-    /// Do not keep this image any more; it goes unless a container uses it
-    #[arg(long, value_name = "REFERENCE")]
+    /// Do not keep this image any more; it goes unless a container uses it. A reference, a digest, or as it is shown
+    #[arg(long, value_name = "IMAGE")]
     pub rm: Vec<String>,
     #[command(flatten)]
     pub machine: MachineOptions,
@@ -314,7 +314,7 @@ pub struct Exec {
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
     /// Working directory in the container
-    #[arg(short, long, value_name = "DIRECTORY")]
+    #[arg(short, long, value_name = "DIRECTORY", value_parser = values::directory)]
     pub workdir: Option<String>,
     /// User, or user:group, by name or number
     #[arg(short, long)]

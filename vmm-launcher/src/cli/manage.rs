@@ -1,6 +1,6 @@
 //! `ps`, `logs`, `stop`, `kill`, `rm`.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use super::args::{Kill, Logs, Ps, Rm, Stop};
@@ -17,8 +17,10 @@ const FOLLOW_PAUSE: Duration = Duration::from_millis(100);
 const KILL_GRACE: Duration = Duration::from_secs(15);
 /// How often a sandbox that is about to end is looked at.
 const END_PAUSE: Duration = Duration::from_millis(20);
-/// Longest command that `ps` shows, in characters.
+/// Longest command that `ps` shows on a terminal, in characters.
 const COMMAND_MAX: usize = 32;
+/// The same of an image's name.
+const IMAGE_MAX: usize = 64;
 
 pub fn ps(args: &Ps) -> Result<u8, Failure> {
     let targets = find::all().map_err(failed)?;
@@ -34,6 +36,8 @@ pub fn ps(args: &Ps) -> Result<u8, Failure> {
 
 fn row(target: &Target) -> [String; 6] {
     let container = &target.container;
+    // A program wants all of it.
+    let up_to = |max| if std::io::stdout().is_terminal() { max } else { usize::MAX };
     let age = now().saturating_sub(container.created);
     let status = match container.state {
         ContainerState::Exited { code, at } => {
@@ -45,8 +49,8 @@ fn row(target: &Target) -> [String; 6] {
     };
     [
         container.name.clone(),
-        printable(&container.image, 64),
-        printable(&container.command.join(" "), COMMAND_MAX),
+        printable(&container.image, up_to(IMAGE_MAX)),
+        printable(&container.command.join(" "), up_to(COMMAND_MAX)),
         format!("{} ago", duration(age)),
         status,
         target.sandbox.name.clone(),
@@ -115,31 +119,29 @@ pub fn logs(args: &Logs) -> Result<u8, Failure> {
 }
 
 pub async fn stop(args: Stop) -> Result<u8, Failure> {
-    for name in &args.names {
-        let target = find::live(name)?;
-        let number = signal_number(&target.container.stop_signal).unwrap_or(SIGTERM);
-        let control = target.control().await.map_err(failed)?;
-        let client = target.client()?;
-        let id = ProcessId::first(name);
-        client
-            .signal(&id, number)
-            .await
-            .map_err(|error| Failure::new("stop", error).with_code(exit::FAILED))?;
-        let ended = ended(&control, name);
-        tokio::pin!(ended);
-        let patience = Duration::from_secs(args.time.into());
-        if tokio::time::timeout(patience, &mut ended).await.is_err() {
-            // It may have ended in this instant.
-            let _ = client.kill_all(name).await;
-            if tokio::time::timeout(KILL_GRACE, ended).await.is_err() {
-                return Err(Failure::new("stop", format!("{name:?} does not end"))
-                    .next(format!("nacre rm -f {name}"))
-                    .with_code(exit::FAILED));
-            }
+    each(&args.names, async |name| stop_one(name, args.time).await).await
+}
+
+async fn stop_one(name: &str, seconds: u32) -> Result<(), Failure> {
+    let target = find::live(name)?;
+    let number = signal_number(&target.container.stop_signal).unwrap_or(SIGTERM);
+    let control = target.control().await.map_err(failed)?;
+    let client = target.client()?;
+    let id = ProcessId::first(name);
+    client.signal(&id, number).await.map_err(|error| Failure::new("stop", error).with_code(exit::FAILED))?;
+    let ended = ended(&control, name);
+    tokio::pin!(ended);
+    let patience = Duration::from_secs(seconds.into());
+    if tokio::time::timeout(patience, &mut ended).await.is_err() {
+        // It may have ended in this instant.
+        let _ = client.kill_all(name).await;
+        if tokio::time::timeout(KILL_GRACE, ended).await.is_err() {
+            return Err(Failure::new("stop", format!("{name:?} does not end"))
+                .next(format!("nacre rm -f {name}"))
+                .with_code(exit::FAILED));
         }
-        println!("{name}");
     }
-    Ok(0)
+    Ok(())
 }
 
 /// Until the container has ended, or its sandbox with it.
@@ -153,39 +155,55 @@ async fn ended(control: &crate::sandbox::Control, name: &str) {
 }
 
 pub async fn kill(args: Kill) -> Result<u8, Failure> {
-    for name in &args.names {
-        let target = find::live(name)?;
-        let client = target.client()?;
-        let sent = client.signal(&ProcessId::first(name), args.signal).await;
-        sent.map_err(|error| Failure::new("kill", error).with_code(exit::FAILED))?;
-        println!("{name}");
-    }
-    Ok(0)
+    each(&args.names, async |name| {
+        let sent = find::live(name)?.client()?.signal(&ProcessId::first(name), args.signal).await;
+        sent.map_err(|error| Failure::new("kill", error).with_code(exit::FAILED))
+    })
+    .await
 }
 
 pub async fn rm(args: Rm) -> Result<u8, Failure> {
-    for name in &args.names {
-        let target = find::container(name)?;
-        if target.sandbox.alive && target.container.is_live() {
-            if !args.force {
-                return Err(Failure::new("rm", format!("{name:?} is running"))
-                    .next(format!("nacre stop {name}, or nacre rm -f {name}"))
-                    .with_code(exit::FAILED));
-            }
-            end(&target, name).await?;
-        } else if target.sandbox.alive && !has_others(&target, name) {
-            // It has just ended, and its sandbox is about to.
-            let gone = async {
-                while find::container(name).is_ok_and(|target| target.sandbox.alive) {
-                    tokio::time::sleep(END_PAUSE).await;
+    each(&args.names, async |name| remove(name, args.force).await).await
+}
+
+/// Does the same to each, prints the names of those to which it was done, and fails if one of them was not.
+async fn each(
+    names: &[String],
+    mut work: impl AsyncFnMut(&str) -> Result<(), Failure>,
+) -> Result<u8, Failure> {
+    let mut failure = None;
+    for name in names {
+        match work(name).await {
+            Ok(()) => println!("{name}"),
+            Err(error) => {
+                if let Some(earlier) = failure.replace(error) {
+                    eprintln!("{earlier}");
                 }
-            };
-            let _ = tokio::time::timeout(KILL_GRACE, gone).await;
+            }
         }
-        forget(name)?;
-        println!("{name}");
     }
-    Ok(0)
+    failure.map_or(Ok(0), Err)
+}
+
+async fn remove(name: &str, force: bool) -> Result<(), Failure> {
+    let target = find::container(name)?;
+    if target.sandbox.alive && target.container.is_live() {
+        if !force {
+            return Err(Failure::new("rm", format!("{name:?} is running"))
+                .next(format!("nacre stop {name}, or nacre rm -f {name}"))
+                .with_code(exit::FAILED));
+        }
+        end(&target, name).await?;
+    } else if target.sandbox.alive && !has_others(&target, name) {
+        // It has just ended, and its sandbox is about to.
+        let gone = async {
+            while find::container(name).is_ok_and(|target| target.sandbox.alive) {
+                tokio::time::sleep(END_PAUSE).await;
+            }
+        };
+        let _ = tokio::time::timeout(KILL_GRACE, gone).await;
+    }
+    forget(name)
 }
 
 /// Kills the container; if its agent does not answer, the whole sandbox.

@@ -65,7 +65,7 @@ impl Plan {
                 Failure::new("arguments", "-it, but standard input is not a terminal").next("leave -t out")
             );
         }
-        let name = name(args.name.as_deref())?;
+        let name = name(args.name.as_deref(), args.within.is_none())?;
         let mut notices = Vec::new();
         let vcpus = vcpus(args.cpus, std::thread::available_parallelism().map_or(1, usize::from));
         if args.cpus.is_some_and(|cpus| cpus > f64::from(vcpus)) {
@@ -121,13 +121,23 @@ fn source(text: &str) -> Result<(ImageSource, String), Failure> {
     Ok((source.clone(), format!("{kind}:{}{tag}", path.display())))
 }
 
-fn name(given: Option<&str>) -> Result<String, Failure> {
+/// Of a new container, and of its sandbox, if it gets one.
+fn name(given: Option<&str>, has_own_sandbox: bool) -> Result<String, Failure> {
     match given {
         None => random_name().map_err(|error| Failure::new("start", error)),
         Some(name) => {
-            if find::all()?.iter().any(|target| target.container.name == name) {
-                return Err(Failure::new("arguments", format!("the name {name:?} is taken"))
-                    .next(format!("choose another, or nacre rm {name}")));
+            let taken = Failure::new("arguments", format!("the name {name:?} is taken"));
+            let targets = find::all()?;
+            if targets.iter().any(|target| target.container.name == name) {
+                return Err(taken.next(format!("choose another, or nacre rm {name}")));
+            }
+            // A sandbox keeps the name of its first container, though that may have ended before the others.
+            let of_sandbox = |target: &&find::Target| has_own_sandbox && target.sandbox.name == name;
+            if let Some(other) = targets.iter().find(of_sandbox) {
+                let other = &other.container.name;
+                return Err(taken.next(format!(
+                    "{other:?} is in the sandbox of that name: choose another, or nacre rm -f {other}"
+                )));
             }
             Ok(name.to_owned())
         }

@@ -131,6 +131,13 @@ impl RegistryOptions {
 
     /// What holds for every image, whatever it is called: rules, and whom to trust.
     pub fn rules(&self) -> Result<Wanted, Failure> {
+        // Also where nobody will be asked: a mistake is one.
+        if let Some(text) = &self.creds {
+            Credentials::parse(text).map_err(|error| Failure::new("arguments", error))?;
+        }
+        if let Some(text) = self.proxy.as_deref().filter(|text| *text != NO_PROXY) {
+            check_proxy(text)?;
+        }
         let authorities = self.ca_cert.iter().map(|path| read("--ca-cert", path));
         Ok(Wanted {
             platform: self.platform.clone(),
@@ -227,6 +234,31 @@ impl Loopback {
             _ => 1080,
         };
         Some(Self { ports: vec![host.port.unwrap_or(default)], host, is_registry: false })
+    }
+}
+
+/// Names no password that is in it.
+fn check_proxy(url: &str) -> Result<(), Failure> {
+    let failed = |problem: String| {
+        Failure::new("arguments", format!("--proxy: {problem}")).next(
+            "write it as http://, https://, socks5:// or socks5h://[USER:PASSWORD@]HOST[:PORT], or none",
+        )
+    };
+    let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+    if !["http", "https", "socks5", "socks5h"].contains(&scheme.to_ascii_lowercase().as_str()) {
+        return Err(failed(format!("there are no proxies of the kind {scheme:?}")));
+    }
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    let (name, port) = match host.strip_prefix('[').and_then(|inner| inner.split_once(']')) {
+        Some((address, rest)) => (address, rest.strip_prefix(':').or((!rest.is_empty()).then_some(rest))),
+        None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
+    };
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte);
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port != 0);
+    match !name.is_empty() && name.bytes().all(plain) && port.is_none_or(is_port) {
+        true => Ok(()),
+        false => Err(failed("its host or port cannot be read".to_owned())),
     }
 }
 
@@ -349,6 +381,22 @@ mod tests {
         ] {
             let failure = order(line, "r.example/x", &[]).err().expect(line);
             assert!(failure.cause.contains(words), "{line}: {failure}");
+        }
+        for (line, words) in [
+            ("--creds foo", "USER:PASSWORD"),
+            ("--proxy ftp://p", "no proxies of the kind"),
+            ("--proxy http://u:secret@", "host or port"),
+            ("--proxy socks5://p:0", "host or port"),
+            ("--proxy http://[::1]x", "host or port"),
+        ] {
+            // Of an image that no registry has, too.
+            let words_of_run = Words::try_parse_from(std::iter::once("x").chain(line.split(' '))).unwrap();
+            let failure = words_of_run.registry.rules().expect_err(line);
+            assert!(failure.cause.contains(words) && !failure.cause.contains("secret"), "{line}: {failure}");
+        }
+        for url in ["p", "p:3128", "https://proxy.example/", "socks5h://u:p@[fd00::1]:9050", "none"] {
+            let given = Words::try_parse_from(["x", "--proxy", url]).unwrap();
+            assert!(given.registry.rules().is_ok(), "{url}");
         }
         assert!(Words::try_parse_from(["x", "--client-cert", "a"]).is_err());
         assert!(Words::try_parse_from(["x", "--creds", "a:b", "--authfile", "f"]).is_err());

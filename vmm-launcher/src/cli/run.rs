@@ -14,12 +14,12 @@ use super::plan::{Place as Where, Plan};
 use super::progress::{Progress, Timings};
 use super::{exit, find};
 use crate::client::{Client, ProcessId, printable_lines};
-use crate::images::ImageSource;
+use crate::images::{IMAGE_HOST, ImageSource};
 use crate::sandbox::session::{self, Pulled, SessionError, Wanted};
 use crate::sandbox::spec::{ProcessDefaults, container_spec};
 use crate::sandbox::{
-    ContainerRecord, ContainerState, Control, FromMonitor, Gone, GuestNetwork, IMAGE_HOST, Launched, Place,
-    Record, StateRoot, ToMonitor, launch,
+    ContainerRecord, ContainerState, Control, FromMonitor, Gone, GuestNetwork, Launched, Place, Record,
+    StateRoot, ToMonitor, launch,
 };
 
 /// Lines of the console that an error shows.
@@ -286,8 +286,8 @@ impl Sandbox {
         if !matches!(plan.source, ImageSource::Registry(_)) {
             let asked = self.control.ask(&ToMonitor::ServeImage { image: plan.image.clone() }).await;
             match asked.map_err(|error| Failure::new("pull", format!("{}: {error}", plan.image)))? {
-                FromMonitor::Reference { reference, host } => {
-                    wanted.reference = reference;
+                FromMonitor::Reference { reference, location, host } => {
+                    (wanted.reference, wanted.location) = (reference, location);
                     wanted.insecure.push(host);
                     wanted.aliases.push((IMAGE_HOST.to_owned(), host_address()?));
                 }

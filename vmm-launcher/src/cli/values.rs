@@ -134,6 +134,20 @@ pub fn security(text: &str) -> Result<Security, String> {
     }
 }
 
+/// A directory in the container.
+pub fn directory(text: &str) -> Result<String, String> {
+    match text.starts_with('/') {
+        true => Ok(text.to_owned()),
+        false => Err(format!("{text:?} is not absolute: a working directory begins with /")),
+    }
+}
+
+/// What Go calls the architectures of Linux, and images with it.
+const ARCHITECTURES: [&str; 14] = [
+    "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le",
+    "riscv64", "s390x", "wasm",
+];
+
 /// `OS/ARCHITECTURE[/VARIANT]`, or an architecture alone.
 pub fn platform(text: &str) -> Result<(String, String, String), String> {
     let parts: Vec<_> = text.split('/').collect();
@@ -146,6 +160,19 @@ pub fn platform(text: &str) -> Result<(String, String, String), String> {
     let plain = |part: &str| part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     if os.is_empty() || architecture.is_empty() || !plain(os) || !plain(architecture) || !plain(variant) {
         return Err(format!("{text:?} is not OS/ARCHITECTURE[/VARIANT]"));
+    }
+    // As docker takes them, too.
+    let architecture = match architecture {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "i386" => "386",
+        other => other,
+    };
+    if os != "linux" {
+        return Err(format!("{text:?}: there is no {os:?} in a sandbox, only linux"));
+    }
+    if !ARCHITECTURES.contains(&architecture) {
+        return Err(format!("{text:?}: no architecture is called {architecture:?}"));
     }
     Ok((os.into(), architecture.into(), variant.into()))
 }
@@ -224,6 +251,9 @@ mod tests {
         assert!(pids("0").is_err() && pids("-2").is_err());
         assert_eq!(platform("arm64").unwrap(), ("linux".into(), "arm64".into(), String::new()));
         assert_eq!(platform("linux/arm/v7").unwrap().2, "v7");
+        assert_eq!(platform("linux/x86_64").unwrap().1, "amd64");
+        assert!(platform("linux/foo").is_err() && platform("windows/amd64").is_err());
+        assert!(directory("/a").is_ok() && directory("a").is_err() && directory("").is_err());
         assert!(platform("a/b/c/d").is_err() && platform("/").is_err() && platform("").is_err());
         assert_eq!(security("no-new-privileges"), Ok(Security::NoNewPrivileges));
         assert_eq!(security("seccomp=unconfined"), Ok(Security::Seccomp(SeccompChoice::Unconfined)));

@@ -187,8 +187,12 @@ impl Client {
     }
 
     /// Removes what no container uses and nobody keeps; the references of `forget` are not kept any more.
-    pub async fn collect_images(&self, forget: Vec<String>) -> Result<own::Collected, ClientError> {
-        let request = own::CollectImagesRequest { forget };
+    pub async fn collect_images(
+        &self,
+        forget: Vec<String>,
+        only: bool,
+    ) -> Result<own::Collected, ClientError> {
+        let request = own::CollectImagesRequest { forget, only };
         self.call::<sandbox::CollectImages>(&request, CallRule::REPEATABLE).await
     }
 

@@ -7,6 +7,7 @@ mod docker;
 pub mod helper;
 mod layout;
 mod loopback;
+mod names;
 pub mod registries;
 mod server;
 mod source;
@@ -16,6 +17,7 @@ pub use credentials::{Credentials, CredentialsError};
 pub use docker::open_docker_archive;
 pub use layout::{open_oci_archive, open_oci_layout};
 pub use loopback::{RegistryHost, loopback_registry, registry_host};
+pub use names::{IMAGE_HOST, sandbox_name, shown_name};
 pub use server::ImageServer;
 pub use source::{ImageFiles, ImageSource, SourceError};
 

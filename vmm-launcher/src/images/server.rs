@@ -62,15 +62,14 @@ impl ImageServer {
         self.port
     }
 
-    /// Serves `image` from now on; returns `repository@sha256:…`.
+    /// Serves `image` from now on; returns the repository.
     pub fn add(&self, image: ImageFiles) -> io::Result<String> {
         let mut random = [0u8; 16];
         std::fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
         let name: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-        let reference = format!("{name}@sha256:{}", image.root());
         let mut images = self.shared.images.write().unwrap_or_else(PoisonError::into_inner);
-        images.insert(name, Arc::new(image));
-        Ok(reference)
+        images.insert(name.clone(), Arc::new(image));
+        Ok(name)
     }
 }
 

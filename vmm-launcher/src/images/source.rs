@@ -57,14 +57,18 @@ pub enum SourceError {
 }
 
 impl ImageSource {
-    /// Reads an image argument. A path may contain colons: what exists as written has no tag.
+    /// Reads an image argument. Paths may contain colons, and so may tags: the longest path that exists is it, what
+    /// follows is a tag.
     pub fn parse(text: &str) -> Result<Self, SourceError> {
         let split = |rest: &str| -> Result<(PathBuf, Option<String>), SourceError> {
             if rest.is_empty() {
                 return Err(SourceError::NoPath(text.to_owned()));
             }
-            match rest.rsplit_once(':') {
-                Some((path, tag)) if !path.is_empty() && !tag.contains('/') && !Path::new(rest).exists() => {
+            let splits = || rest.rmatch_indices(':').map(|(at, _)| (&rest[..at], &rest[at + 1..]));
+            let plain = |&(path, tag): &(&str, &str)| !path.is_empty() && !tag.contains('/');
+            let there = |&(path, _): &(&str, &str)| Path::new(path).exists();
+            match splits().find(there).or_else(|| splits().next().filter(plain)) {
+                Some((path, tag)) if !Path::new(rest).exists() => {
                     Ok((path.into(), (!tag.is_empty()).then(|| tag.to_owned())))
                 }
                 _ => Ok((rest.into(), None)),
@@ -270,6 +274,7 @@ mod tests {
         let odd = directory.path().join("a:b");
         std::fs::create_dir(&odd).unwrap();
         let odd_text = format!("oci:{}", odd.display());
+        let saved = format!("docker-archive:{}:docker.io/library/x:v1", odd.display());
         for (text, expected) in [
             ("busybox", ImageSource::Registry("busybox".into())),
             ("docker://ghcr.io/a/b:c", ImageSource::Registry("ghcr.io/a/b:c".into())),
@@ -283,6 +288,10 @@ mod tests {
             ),
             ("docker-archive:i.tar", ImageSource::DockerArchive { file: "i.tar".into(), tag: None }),
             (&odd_text, ImageSource::OciLayout { directory: odd.clone(), tag: None }),
+            (
+                &saved,
+                ImageSource::DockerArchive { file: odd.clone(), tag: Some("docker.io/library/x:v1".into()) },
+            ),
         ] {
             assert_eq!(ImageSource::parse(text).unwrap(), expected, "{text}");
         }

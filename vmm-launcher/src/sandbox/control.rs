@@ -67,6 +67,8 @@ pub enum FromMonitor {
     },
     Reference {
         reference: String,
+        /// Where it is: `host` and a repository.
+        location: String,
         host: String,
     },
     Exited {

@@ -22,5 +22,3 @@ pub use monitor::run as run_monitor;
 pub use names::random_name;
 pub use record::{ContainerRecord, ContainerState, Record, now};
 pub use root::{Found, NAME_MAX, Place, ROOT_VARIABLE, SandboxDir, StateError, StateRoot};
-/// The name by which the sandbox knows the image server of its host.
-pub const IMAGE_HOST: &str = "images.nacre.internal";

@@ -9,12 +9,12 @@ use tokio::sync::mpsc;
 
 use super::detached::{kill_and_remove, look_after};
 use crate::client::{Client, ProcessId};
-use crate::images::{ImageServer, ImageSource};
+use crate::images::{IMAGE_HOST, ImageServer, ImageSource, sandbox_name};
 use crate::sandbox::container_log::LogWriter;
 use crate::sandbox::control::{Booted, FromMonitor, Gone, LineReader, LineWriter, Problem, ToMonitor, split};
 use crate::sandbox::record::{ContainerRecord, ContainerState, Record, now};
 use crate::sandbox::root::Place;
-use crate::sandbox::{IMAGE_HOST, spec};
+use crate::sandbox::spec;
 use crate::vmm::{BootCause, Vm, VmEnd};
 
 /// Most control connections at once.
@@ -194,17 +194,20 @@ impl Keeper {
     }
 
     fn serve_image(&self, image: &str) -> FromMonitor {
-        let opened = ImageSource::parse(image).and_then(|source| source.open());
-        match opened {
-            Err(error) => refused(&error.to_string()),
-            Ok(None) => refused("that image is in a registry"),
-            Ok(Some(files)) => match self.images.add(files) {
-                Err(error) => refused(&error.to_string()),
-                Ok(reference) => {
-                    let host = format!("{}:{}", IMAGE_HOST, self.images.port());
-                    FromMonitor::Reference { reference: format!("{host}/{reference}"), host }
-                }
-            },
+        let opened = ImageSource::parse(image).and_then(|source| Ok((source.open()?, source)));
+        let (files, source) = match opened {
+            Err(error) => return refused(&error.to_string()),
+            Ok((None, _)) => return refused("that image is in a registry"),
+            Ok((Some(files), source)) => (files, source),
+        };
+        let name = sandbox_name(&source, files.root());
+        match (self.images.add(files), name) {
+            (Ok(repository), Some(reference)) => {
+                let host = format!("{}:{}", IMAGE_HOST, self.images.port());
+                FromMonitor::Reference { reference, location: format!("{host}/{repository}"), host }
+            }
+            (Err(error), _) => refused(&error.to_string()),
+            (_, None) => refused("that image is in a registry"),
         }
     }
 
