@@ -84,8 +84,8 @@ impl Speed {
     /// Averaged over at least this.
     const INTERVAL: Duration = Duration::from_millis(500);
 
-    fn update(&mut self, bytes: u64) {
-        let now = Instant::now();
+    /// `bytes` have come by `now`.
+    fn update(&mut self, bytes: u64, now: Instant) {
         match self.since {
             Some((since, before)) if now - since >= Self::INTERVAL => {
                 let milliseconds = u64::try_from((now - since).as_millis()).unwrap_or(u64::MAX).max(1);
@@ -570,7 +570,7 @@ impl Puller {
                         layer.fetched = fetched;
                     }
                     let sum = progress.layers.iter().map(|layer| layer.fetched).sum();
-                    progress.speed.update(sum);
+                    progress.speed.update(sum, Instant::now());
                 });
             }
             Reply::LayerDone { index, .. } => pull.change(|progress| {
@@ -636,5 +636,28 @@ pub fn code(kind: PullFailureKind) -> Code {
         | PullFailureKind::Digest
         | PullFailureKind::Malformed
         | PullFailureKind::Internal => Code::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_speed_is_that_of_late() {
+        let (mut speed, begun) = (Speed::default(), Instant::now());
+        for (milliseconds, bytes, expected) in [
+            (0, 1000, 0),
+            // Too short a while to tell.
+            (499, 500_000, 0),
+            (1000, 2_001_000, 2_000_000),
+            (1100, 9_000_000, 2_000_000),
+            (3000, 2_001_000, 0),
+            // A layer that begins anew has less than before.
+            (4000, 1000, 0),
+        ] {
+            speed.update(bytes, begun + Duration::from_millis(milliseconds));
+            assert_eq!(speed.bytes_per_second, expected, "after {milliseconds} ms");
+        }
     }
 }

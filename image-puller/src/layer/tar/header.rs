@@ -52,13 +52,14 @@ impl Header {
     pub fn new(block: [u8; BLOCK_BYTES]) -> Result<Self, HeaderProblem> {
         let header = Header { block };
         let stored = octal(header.bytes(Self::CHECKSUM)).ok_or(HeaderProblem::Checksum)?;
-        // The field counts as spaces in the sum. Some old systems summed signed bytes.
-        let blank = Self::CHECKSUM.at..Self::CHECKSUM.at + Self::CHECKSUM.len;
-        let summed =
-            || block.iter().enumerate().map(|(at, byte)| if blank.contains(&at) { b' ' } else { *byte });
-        let unsigned: u64 = summed().map(u64::from).sum();
-        let signed: i64 = summed().map(|byte| i64::from(byte as i8)).sum();
-        if stored == unsigned || i64::try_from(stored) == Ok(signed) {
+        // The field counts as spaces in the sum. Some old systems summed signed bytes: each from 128 on is 256 less.
+        const SPACES: u32 = 8 * b' ' as u32;
+        let sum = |bytes: &[u8]| bytes.iter().map(|byte| u32::from(*byte)).sum::<u32>();
+        let negative = |bytes: &[u8]| bytes.iter().filter(|byte| !byte.is_ascii()).count() as i64;
+        let field = header.bytes(Self::CHECKSUM);
+        let unsigned = sum(&block) - sum(field) + SPACES;
+        let signed = || i64::from(unsigned) - 256 * (negative(&block) - negative(field));
+        if stored == u64::from(unsigned) || i64::try_from(stored) == Ok(signed()) {
             Ok(header)
         } else {
             Err(HeaderProblem::Checksum)
