@@ -72,7 +72,9 @@ fuzz_target!(|bytes: &[u8]| {
     served.done.recv().expect("the device failed");
     if worker.turns.is_multiple_of(64) {
         let read = |name: &str| {
-            std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("target/fuzz-device-fs").join(name))
+            std::fs::read_to_string(
+                Path::new(env!("CARGO_MANIFEST_DIR")).join("target/fuzz-device-fs").join(name),
+            )
         };
         assert_eq!(read("secret").expect("no secret"), SECRET);
         assert_eq!(read("ro/file").expect("no file"), SECRET);

@@ -25,7 +25,11 @@ impl Carried for Checked {
         for queue in queues.iter().filter(|queue| queue.ready) {
             assert!(queue.size.is_power_of_two() && queue.size <= SIZE_MAX);
         }
-        if queues.iter().any(|queue| queue.descriptors == 13) { Err("a bad number".to_owned()) } else { Ok(()) }
+        if queues.iter().any(|queue| queue.descriptors == 13) {
+            Err("a bad number".to_owned())
+        } else {
+            Ok(())
+        }
     }
 
     fn stop(&mut self) {}

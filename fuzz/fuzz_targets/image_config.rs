@@ -9,7 +9,8 @@ fuzz_target!(|input: (u8, &[u8])| {
     if let Ok(document) = ConfigDocument::parse(bytes, layers) {
         assert_eq!(document.diff_ids.len(), layers);
         let config = &document.config;
-        let strings = config.entrypoint.iter().chain(&config.cmd).chain(&config.env).chain([&config.working_dir]);
+        let strings =
+            config.entrypoint.iter().chain(&config.cmd).chain(&config.env).chain([&config.working_dir]);
         assert!(strings.into_iter().all(|text| !text.contains('\0')));
     }
 });

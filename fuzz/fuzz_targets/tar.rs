@@ -17,7 +17,9 @@ fn read(tar: &[u8]) {
     let mut reader = TarReader::new(tar, &limits);
     let mut end = 0;
     while let Ok(Some(entry)) = reader.next_entry() {
-        assert!(entry.data_offset % 512 == 0 && entry.data_offset >= end && entry.data_offset <= tar.len() as u64);
+        assert!(
+            entry.data_offset % 512 == 0 && entry.data_offset >= end && entry.data_offset <= tar.len() as u64
+        );
         assert!(entry.mtime.nanoseconds < 1_000_000_000 && entry.uid != u32::MAX && entry.mode <= 0o7777);
         assert!(entry.path.len() <= limits.path_bytes && entry.link.len() <= limits.link_bytes);
         let segments = entry.segments.iter().flatten();

@@ -2,7 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nacre_protocols::host_agent::ttrpc::{HEADER_LEN, Header, Request, Response, request_frame, response_frame};
+use nacre_protocols::host_agent::ttrpc::{
+    HEADER_LEN, Header, Request, Response, request_frame, response_frame,
+};
 
 fuzz_target!(|data: &[u8]| {
     let Some((head, payload)) = data.split_first_chunk::<HEADER_LEN>() else { return };

@@ -16,13 +16,19 @@ fuzz_target!(|data: &[u8]| {
     let mut has_inner_mark = false;
     for line in data.split(|byte| *byte == b'\n').take(200) {
         let Some((kind, words)) = line.split_first() else { continue };
-        let name: Vec<u8> =
-            words.iter().flat_map(|word| WORDS[usize::from(*word) % WORDS.len()]).copied().take(100).collect();
+        let name: Vec<u8> = words
+            .iter()
+            .flat_map(|word| WORDS[usize::from(*word) % WORDS.len()])
+            .copied()
+            .take(100)
+            .collect();
         // A mark in a mark is a name with a mark; and a directory is what its name says where something is in it.
-        let parts: Vec<&[u8]> = name.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b".")).collect();
+        let parts: Vec<&[u8]> =
+            name.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b".")).collect();
         let (last, parents) = parts.split_last().map_or((&b""[..], &[][..]), |(last, rest)| (*last, rest));
         let has_mark = |bytes: &[u8]| bytes.windows(4).any(|inner| inner == b".wh.");
-        has_inner_mark |= parents.iter().any(|part| has_mark(part)) || has_mark(last.get(1..).unwrap_or_default());
+        has_inner_mark |=
+            parents.iter().any(|part| has_mark(part)) || has_mark(last.get(1..).unwrap_or_default());
         tar.extend(header(&name, b"050125"[usize::from(*kind) % 6]));
     }
     tar.extend([0; 1024]);

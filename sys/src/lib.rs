@@ -26,6 +26,8 @@ pub mod signals;
 #[cfg(feature = "host")]
 pub mod spawn;
 #[cfg(feature = "host")]
+pub mod tap;
+#[cfg(feature = "host")]
 pub mod tsc;
 pub mod usage;
 pub mod vsock;

@@ -39,6 +39,18 @@ pub struct Card {
     gone: bool,
 }
 
+/// What every card offers.
+pub const FEATURES: u64 = 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MTU;
+
+/// `struct virtio_net_config`: address, status, queue pairs, MTU.
+pub fn config_space(mac: [u8; 6], mtu: u16) -> Vec<u8> {
+    let mut space = mac.to_vec();
+    space.extend((VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
+    space.extend(1_u16.to_le_bytes());
+    space.extend(mtu.to_le_bytes());
+    space
+}
+
 impl Card {
     /// # Errors
     /// The stream cannot be made not to block.
@@ -61,13 +73,8 @@ impl Card {
         })
     }
 
-    /// `struct virtio_net_config`: address, status, queue pairs, MTU.
     pub fn config_space(&self) -> Vec<u8> {
-        let mut space = self.mac.to_vec();
-        space.extend((VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
-        space.extend(1_u16.to_le_bytes());
-        space.extend(self.mtu.to_le_bytes());
-        space
+        config_space(self.mac, self.mtu)
     }
 
     /// The next whole frame that came in; its place in the input.
@@ -215,7 +222,7 @@ impl Queues for Card {
     const COUNT: usize = 2;
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MTU
+        FEATURES
     }
 
     fn metered(&mut self, meter: Meter) {

@@ -12,5 +12,6 @@ pub mod fs;
 pub mod meter;
 pub mod notes;
 pub mod queues;
+pub mod tap;
 pub mod vhost_user;
 pub mod vsock;

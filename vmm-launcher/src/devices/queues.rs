@@ -43,6 +43,12 @@ pub trait Queues: Send + Sync + 'static {
     /// Answers what lies in queue `index`; whether anything was given back to the driver.
     fn process(&mut self, index: usize, queue: &mut Queue, memory: &GuestMemoryMmap) -> bool;
 
+    /// Whether the driver is to be told of what was given back though the ring does not ask for it: the ring's own count is of
+    /// the last chain alone.
+    fn interrupts_anyway(&mut self) -> bool {
+        false
+    }
+
     /// A descriptor on the host's side. When it becomes readable or writable, every queue is looked at.
     fn stream(&self) -> Option<RawFd> {
         None
@@ -81,7 +87,8 @@ impl<Q: Queues> QueueDevice<Q> {
                 break;
             }
         }
-        if used && state.needs_notification().map_err(io::Error::other)? {
+        let asked = used && state.needs_notification().map_err(io::Error::other)?;
+        if asked || self.queues.interrupts_anyway() {
             state.signal_used_queue()?;
         }
         Ok(())

@@ -105,9 +105,20 @@ pub struct ShareConfig {
 #[serde(deny_unknown_fields)]
 pub struct NetworkConfig {
     /// An inherited stream socket that carries frames, each behind its length (four bytes, big-endian), as passt does.
-    pub fd: RawFd,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fd: Option<RawFd>,
+    /// Or a tap: by its name, whose owner this user must be, or inherited (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tap: Option<Tap>,
     pub mac: [u8; 6],
     pub mtu: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tap {
+    Name(String),
+    Fd(RawFd),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -164,6 +175,9 @@ impl Config {
         if self.vsock.as_ref().is_some_and(|vsock| vsock.guest_cid < 3) {
             return Err("vsock.guest_cid: below 3".to_owned());
         }
+        if self.network.as_ref().is_some_and(|network| network.fd.is_some() == network.tap.is_some()) {
+            return Err("network: either fd or tap".to_owned());
+        }
         Ok(())
     }
 
@@ -173,7 +187,12 @@ impl Config {
             Source::Fd(fd) => Some(fd),
             Source::Path(_) => None,
         });
-        disks.chain(self.network.iter().map(|network| network.fd)).collect()
+        let network = self.network.iter().filter_map(|network| match network.tap {
+            Some(Tap::Fd(fd)) => Some(fd),
+            Some(Tap::Name(_)) => None,
+            None => network.fd,
+        });
+        disks.chain(network).collect()
     }
 }
 
@@ -217,6 +236,8 @@ mod tests {
             ("\"processors\": 2", "\"processors\": 65", "processors: 65"),
             ("\"memory_mib\": 128", "\"memory_mib\": 1", "memory_mib: 1"),
             ("\"guest_cid\": 3", "\"guest_cid\": 2", "guest_cid"),
+            ("\"fd\": 9, ", "", "either fd or tap"),
+            ("\"fd\": 9", "\"fd\": 9, \"tap\": {\"name\": \"t\"}", "either fd or tap"),
             ("\"kernel\"", "\"kernle\"", "kernle"),
             ("1500}}", "1500}", "EOF"),
         ] {

@@ -35,6 +35,8 @@ pub enum Kind {
     Disk,
     Entropy,
     Network,
+    /// The same over a tap.
+    Tap,
     Vsock,
     /// Has confined itself to the shared directories already.
     Files,
@@ -146,6 +148,9 @@ const DISK: &[Allowed] = &[
 
 const NETWORK: &[Allowed] = &[any(libc::SYS_recvfrom, "frames"), any(libc::SYS_sendto, "frames")];
 
+/// Frames are read and written.
+const TAP: &[Allowed] = &[only(libc::SYS_ioctl, 1, libc::TUNSETOFFLOAD, "what the guest lets come")];
+
 const VSOCK: &[Allowed] = &[
     any(libc::SYS_epoll_pwait, "which connections have something"),
     any(libc::SYS_accept4, "a connection of the host"),
@@ -218,6 +223,7 @@ fn listed(kind: Kind) -> impl Iterator<Item = &'static Allowed> {
         Kind::Disk => &[DEVICE, DISK],
         Kind::Balloon | Kind::Console | Kind::Entropy => &[DEVICE],
         Kind::Network => &[DEVICE, NETWORK],
+        Kind::Tap => &[DEVICE, TAP],
         Kind::Vsock => &[DEVICE, VSOCK],
         Kind::Files => &[DEVICE, FILES],
     };
@@ -360,6 +366,7 @@ mod tests {
         Kind::Disk,
         Kind::Entropy,
         Kind::Network,
+        Kind::Tap,
         Kind::Vsock,
         Kind::Files,
     ];

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuExit, VcpuFd, VmFd};
-use nacre_sys::guest_memory;
+use nacre_sys::{guest_memory, tap};
 use virtio_bindings::virtio_ids::{
     VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_FS, VIRTIO_ID_NET, VIRTIO_ID_RNG,
     VIRTIO_ID_VSOCK,
@@ -19,7 +19,7 @@ use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap};
 
 use super::bus::Bus;
 use super::carrier::Carrier;
-use super::config::{Config, Inherited, Pages, Source};
+use super::config::{Config, Inherited, NetworkConfig, Pages, Source, Tap};
 use super::control::{self, About, Control, Kick};
 use super::jail::{self, Kind};
 use super::layout::{
@@ -38,6 +38,7 @@ use crate::devices::fs::{self, Access, Share, SharedDirs, TAG};
 use crate::devices::meter::Meter;
 use crate::devices::notes::Notes;
 use crate::devices::queues::QueueDevice;
+use crate::devices::tap::TapCard;
 use crate::devices::vhost_user::{Device, Memory};
 use crate::devices::vsock::{self, VsockConfig};
 
@@ -273,11 +274,7 @@ impl Devices<'_> {
             self.add_shares(config)?;
         }
         if let Some(network) = &config.network {
-            let stream: OwnedFd = inherited.get(network.fd)?;
-            let card = Card::new(stream, network.mac, network.mtu, self.about.notes.clone());
-            let card = card.map_err(|error| KvmError::Device("network", error))?;
-            let space = card.config_space();
-            self.add_queues(("network", Kind::Network), VIRTIO_ID_NET, space, card)?;
+            self.add_network(network, inherited)?;
         }
         if config.balloon {
             let balloon = Balloon::new(self.about.returned.clone(), self.about.notes.clone());
@@ -289,6 +286,24 @@ impl Devices<'_> {
             self.add_queues(("console", Kind::Console), VIRTIO_ID_CONSOLE, space, console)?;
         }
         Ok(())
+    }
+
+    fn add_network(&mut self, network: &NetworkConfig, inherited: &mut Inherited) -> Result<(), KvmError> {
+        let failed = |error| KvmError::Device("network", error);
+        let (mac, mtu, notes) = (network.mac, network.mtu, self.about.notes.clone());
+        let tap = match (&network.tap, network.fd) {
+            (Some(Tap::Name(name)), _) => tap::open(name).map_err(failed)?,
+            (Some(Tap::Fd(fd)), _) => inherited.get(*fd)?,
+            (None, fd) => {
+                let stream = inherited.get(fd.unwrap_or(-1))?;
+                let card = Card::new(stream, mac, mtu, notes).map_err(failed)?;
+                let space = card.config_space();
+                return self.add_queues(("network", Kind::Network), VIRTIO_ID_NET, space, card);
+            }
+        };
+        let card = TapCard::new(tap, mac, mtu, notes).map_err(failed)?;
+        let space = card.config_space();
+        self.add_queues(("network", Kind::Tap), VIRTIO_ID_NET, space, card)
     }
 
     fn add_shares(&mut self, config: &Config) -> Result<(), KvmError> {

@@ -43,7 +43,12 @@ pub fn machine(
         disks: root.into_iter().chain(scratch).collect(),
         vsock: Some(VsockDevice { guest_cid: config.guest_cid, socket: vsock.to_owned() }),
         shares: config.shares.iter().map(share).collect(),
-        network: network.map(|(fd, guest)| NetworkConfig { fd, mac: guest.mac, mtu: guest.mtu }),
+        network: network.map(|(fd, guest)| NetworkConfig {
+            fd: Some(fd),
+            tap: None,
+            mac: guest.mac,
+            mtu: guest.mtu,
+        }),
         balloon: true,
         virtio_console: false,
         control: Some(control.to_owned()),
