@@ -216,28 +216,34 @@ impl Bench {
         Ok(())
     }
 
-    /// The same start before and after many containers are there.
+    /// The same start among many containers and, before and after it, without them: what the machine does meanwhile falls on
+    /// both alike. The bare calls beside it tell how much of the growth is the kernel's (the list of sysfs's superblocks, the
+    /// walk of pivot_root over all tasks).
     fn among_many(&self, runs: usize, containers: usize, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
         eprintln!("among {containers} containers");
-        let peers = self.peers(&["nacre"]);
-        let peer = &peers[0];
-        let steps = self.run_steps(peer);
-        let first = self.meter(runs, &steps)?;
+        let mut alone = self.peers(&["nacre", "bare"]);
+        let mut among = self.peers(&["nacre", "bare"]);
+        self.turns(runs.div_ceil(2), &mut alone, |peer| self.run_steps(peer))?;
         let prefix = format!("nacre-bench-{}-many", std::process::id());
+        let nacre = self.runtime(&alone[0]);
         let loop_of = |what: &str| {
             let script = format!(
                 "i=0; while [ $i -lt {containers} ]; do \"$@\" {what} {prefix}-$i || exit 1; i=$((i+1)); done"
             );
-            [words(&["sh", "-c", &script, "sh"]), self.runtime(peer)].concat()
+            [words(&["sh", "-c", &script, "sh"]), nacre.clone()].concat()
         };
         let made = self.alone(&loop_of(&format!("create --bundle {}", self.path("sleep"))));
-        let among = made.and_then(|()| self.meter(runs, &steps));
+        let measured = made.and_then(|()| self.turns(runs, &mut among, |peer| self.run_steps(peer)));
         self.alone(&loop_of("delete --force"))?;
-        let among = among?;
-        for (what, of) in FIGURES {
-            let ratio = median(&among, of) / median(&first, of);
-            let name = format!("run among {containers}: {what} of the first");
-            figures.push(figure(name, ratio, "ratio", Some(AMONG_MANY_OF_FIRST)));
+        measured?;
+        self.turns(runs.div_ceil(2), &mut alone, |peer| self.run_steps(peer))?;
+        for (alone, among) in alone.iter().zip(&among) {
+            let budget = (alone.name == "nacre").then_some(AMONG_MANY_OF_FIRST);
+            for (what, of) in FIGURES {
+                let ratio = median(&among.samples, of) / median(&alone.samples, of);
+                let name = format!("run among {containers}: {}, {what} of the first", alone.name);
+                figures.push(figure(name, ratio, "ratio", budget));
+            }
         }
         Ok(())
     }
