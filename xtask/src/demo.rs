@@ -53,12 +53,14 @@ pub fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds `nacre` for this machine and returns its path.
+/// Builds `nacre` for this machine and returns its path. Static: it runs wherever it is copied to, starts without a loader, and
+/// has less of a C library in memory.
 pub fn build_nacre() -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .current_dir(root())
-        .args(["build", "--release", "--locked", "--package", "nacre"])
+        .args(["rustc", "--release", "--locked", "--package", "nacre", "--bin", "nacre"])
+        .args(["--", "-Ctarget-feature=+crt-static"])
         .env("CARGO_TARGET_DIR", target())
         .stdin(Stdio::null())
         .status()

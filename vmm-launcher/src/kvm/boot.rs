@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
@@ -37,13 +38,13 @@ pub enum Entry {
     Long(GuestAddress),
 }
 
-/// Loads everything.
+/// Loads everything. The MP table tells of so many processors, and lines of the I/O APIC.
 pub fn load(
     memory: &GuestMemoryMmap,
     mut kernel: File,
     initrd: Option<File>,
     command_line: &str,
-    processors: u8,
+    (processors, lines): (u8, u8),
 ) -> Result<Entry, KvmError> {
     if command_line.len() >= COMMAND_LINE_MAX {
         return Err(KvmError::CommandLine(command_line.len()));
@@ -54,7 +55,7 @@ pub fn load(
         memory.write_slice(bytes, GuestAddress(address)).map_err(|_| KvmError::MemoryTooSmall)
     };
     write(&text, COMMAND_LINE)?;
-    write(&mp_table::table(processors), MP_TABLE)?;
+    write(&mp_table::table(processors, lines), MP_TABLE)?;
 
     let mut magic = [0; 4];
     kernel.read_exact(&mut magic).and_then(|()| kernel.seek(SeekFrom::Start(0))).map_err(KvmError::Kernel)?;
@@ -63,7 +64,8 @@ pub fn load(
         let loaded = Elf::load(memory, None, &mut kernel, high).map_err(KvmError::Load)?;
         let initrd = initrd.map(|file| load_initrd(memory, file, loaded.kernel_end)).transpose()?;
         return match loaded.pvh_boot_cap {
-            PvhBootCapability::PvhEntryPresent(entry) => {
+            // Linux looks for Xen behind its PVH entry before it knows where it is, at 256 places of CPUID: an exit each.
+            PvhBootCapability::PvhEntryPresent(entry) if !is_linux(&kernel).map_err(KvmError::Kernel)? => {
                 write_start_info(memory, initrd)?;
                 Ok(Entry::Pvh(entry))
             }
@@ -82,6 +84,45 @@ pub fn load(
     let parameters = boot_params { hdr: loaded.setup_header.unwrap_or_default(), ..boot_params::default() };
     write_zero_page(memory, parameters, command_line.len(), initrd)?;
     Ok(Entry::Long(GuestAddress(loaded.kernel_load.raw_value() + ENTRY_64)))
+}
+
+/// Whether a note of this ELF file (elf(5)) is by Linux, so that its entry is that of the 64-bit boot protocol.
+fn is_linux(kernel: &File) -> std::io::Result<bool> {
+    const HEADER_BYTES: usize = 64;
+    const SEGMENT_BYTES: usize = 56;
+    const NOTE: u64 = 4;
+    const OWNER: &[u8] = b"Linux\0";
+    /// No kernel has more than a few hundred bytes of notes.
+    const NOTES_MAX: u64 = 64 << 10;
+    let at = |bytes: &[u8], offset: usize, width: usize| {
+        let field = bytes.get(offset..offset + width).unwrap_or_default();
+        field.iter().rev().fold(0_u64, |number, byte| number << 8 | u64::from(*byte))
+    };
+    let mut header = [0; HEADER_BYTES];
+    kernel.read_exact_at(&mut header, 0)?;
+    let (table, size, count) = (at(&header, 32, 8), at(&header, 54, 2), at(&header, 56, 2));
+    for index in 0..count {
+        let mut segment = [0; SEGMENT_BYTES];
+        let Some(place) = table.checked_add(index * size) else { break };
+        kernel.read_exact_at(&mut segment, place)?;
+        let (start, length) = (at(&segment, 8, 8), at(&segment, 32, 8));
+        if at(&segment, 0, 4) != NOTE || length > NOTES_MAX {
+            continue;
+        }
+        let mut notes = vec![0; length as usize];
+        kernel.read_exact_at(&mut notes, start)?;
+        // Each note: lengths of owner and content, a type, owner and content, both filled up to four bytes.
+        let mut rest = notes.as_slice();
+        while rest.len() >= 12 {
+            let (owner, content) = (at(rest, 0, 4) as usize, at(rest, 4, 4) as usize);
+            if rest.get(12..).is_some_and(|text| text.starts_with(OWNER)) && owner == OWNER.len() {
+                return Ok(true);
+            }
+            let next = 12 + owner.next_multiple_of(4) + content.next_multiple_of(4);
+            rest = rest.get(next..).unwrap_or_default();
+        }
+    }
+    Ok(false)
 }
 
 /// At the end of low memory, where no kernel unpacks itself to. Address and size.
@@ -184,6 +225,40 @@ mod tests {
     }
 
     #[test]
+    fn linux_is_known_by_its_notes() {
+        let note = |owner: &[u8], content: &[u8]| {
+            let mut bytes = Vec::new();
+            for number in [owner.len(), content.len(), 7] {
+                bytes.extend((number as u32).to_le_bytes());
+            }
+            for part in [owner, content] {
+                bytes.extend(part);
+                bytes.resize(bytes.len().next_multiple_of(4), 0);
+            }
+            bytes
+        };
+        let is_linux = |notes: &[u8], length: u64| {
+            let mut elf = vec![0; 64 + 2 * 56];
+            elf[32] = 64;
+            (elf[54], elf[56]) = (56, 2);
+            elf[64 + 56] = 4;
+            elf[64 + 56 + 8..][..8].copy_from_slice(&(64_u64 + 2 * 56).to_le_bytes());
+            elf[64 + 56 + 32..][..8].copy_from_slice(&length.to_le_bytes());
+            elf.extend(notes);
+            let file = tempfile::tempfile().unwrap();
+            file.write_all_at(&elf, 0).unwrap();
+            super::is_linux(&file)
+        };
+        let whole = |notes: &[u8]| is_linux(notes, notes.len() as u64).unwrap();
+        assert!(whole(&[note(b"Xen\0", b"12345"), note(b"Linux\0", b"")].concat()));
+        assert!(!whole(&[note(b"Xen\0", b"Linux\0"), note(b"GNU\0", &[1; 20])].concat()));
+        assert!(!whole(&[0xff; 40]));
+        assert!(!whole(b""));
+        assert!(is_linux(b"", 12).is_err(), "notes beyond the end");
+        assert!(!is_linux(b"", u64::MAX).unwrap(), "more notes than there can be");
+    }
+
+    #[test]
     fn what_is_no_kernel_is_refused() {
         use std::io::Write;
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap();
@@ -191,10 +266,10 @@ mod tests {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(content).unwrap();
             file.seek(SeekFrom::Start(0)).unwrap();
-            assert!(load(&memory, file, None, "quiet", 1).is_err());
+            assert!(load(&memory, file, None, "quiet", (1, 5)).is_err());
         }
         let kernel = tempfile::tempfile().unwrap();
-        let error = load(&memory, kernel, None, &"x".repeat(COMMAND_LINE_MAX), 1).unwrap_err();
+        let error = load(&memory, kernel, None, &"x".repeat(COMMAND_LINE_MAX), (1, 5)).unwrap_err();
         assert!(error.to_string().contains("2048"), "{error}");
     }
 }

@@ -9,9 +9,9 @@ use vhost_user_backend::VringT;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::KvmError;
 use super::jail::{self, Kind};
 use super::life::Life;
+use super::{KvmError, STACK_BYTES};
 use crate::devices::meter::Meter;
 use crate::devices::notes::Notes;
 use crate::devices::vhost_user::{Device, Memory, Vring};
@@ -69,6 +69,7 @@ impl<D: Device> Carrier<D> {
         let own_memory = memory.clone();
         std::thread::Builder::new()
             .name(format!("nacre-{name}"))
+            .stack_size(STACK_BYTES)
             .spawn(move || {
                 let device = match make(own_memory) {
                     Ok(mut device) => {

@@ -21,6 +21,8 @@ const KVM_RUN: u64 = 0xae80;
 const KVM_KVMCLOCK_CTRL: u64 = 0xaead;
 /// The first signal that glibc leaves to programs (`SIGRTMIN`).
 const KICK: u64 = 34;
+/// `KVM_SET_GSI_ROUTING` (linux/kvm.h).
+const KVM_SET_GSI_ROUTING: u64 = 0x4008_ae6a;
 
 /// What a thread is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +128,7 @@ const DEVICE: &[Allowed] = &[any(libc::SYS_epoll_wait, "kicks")];
 
 const PROCESSOR: &[Allowed] = &[
     only(libc::SYS_ioctl, 1, KVM_RUN, "the guest"),
+    only(libc::SYS_ioctl, 1, KVM_SET_GSI_ROUTING, "the guest sets up its I/O APIC"),
     only(libc::SYS_ioctl, 1, KVM_KVMCLOCK_CTRL, "the guest is told that it was paused"),
     any(libc::SYS_rt_sigreturn, "back from the signal that makes it leave the guest"),
 ];

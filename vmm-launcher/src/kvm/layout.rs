@@ -24,17 +24,31 @@ pub const GAP: Range<u64> = 0xc000_0000..0x1_0000_0000;
 /// The first virtio-mmio device; one page for each.
 pub const DEVICES: u64 = 0xd000_0000;
 pub const DEVICE_BYTES: u64 = 0x1000;
-/// Interrupts of the devices, in their order. Lower ones belong to the PC's own.
-pub const FIRST_INTERRUPT: u32 = 5;
 pub const MAX_DEVICES: usize = 19;
 pub const IO_APIC: u32 = 0xfec0_0000;
+pub const IO_APIC_BYTES: u64 = 0x1000;
+/// Of the processors' local ones none has it: they count from 0, and there are 64 at most.
+pub const IO_APIC_ID: u8 = 0xfe;
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// Three pages that KVM uses on Intel's processors.
 pub const TSS: usize = 0xfffb_d000;
 pub const IDENTITY_MAP: u64 = 0xfffb_c000;
 
 pub const SERIAL_PORT: u16 = 0x3f8;
+/// Where a kernel expects it without being told.
 pub const SERIAL_INTERRUPT: u32 = 4;
+
+/// The interrupt of a device by its place: 1, 2, 3, 5, 6 and so on. A kernel takes 0 for none, and 4 is the serial port's.
+pub fn interrupt(device: usize) -> u32 {
+    let number = device as u32 + 1;
+    if number < SERIAL_INTERRUPT { number } else { number + 1 }
+}
+
+/// Lines of an I/O APIC for so many devices: numbers from 0 to that of the last.
+pub fn lines(devices: usize) -> u8 {
+    let last = devices.checked_sub(1).map_or(0, interrupt).max(SERIAL_INTERRUPT);
+    u8::try_from(last + 1).unwrap_or(u8::MAX)
+}
 
 /// Memory of the guest, as start and size: one range, or two around the gap.
 pub fn memory(bytes: u64) -> Vec<(u64, u64)> {
@@ -47,6 +61,13 @@ pub fn memory(bytes: u64) -> Vec<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_device_has_a_line_of_its_own() {
+        let interrupts: Vec<u32> = (0..6).map(interrupt).collect();
+        assert_eq!(interrupts, [1, 2, 3, 5, 6, 7]);
+        assert_eq!([0, 1, 3, 4, MAX_DEVICES].map(lines), [5, 5, 5, 6, 21]);
+    }
 
     #[test]
     fn memory_goes_around_the_gap() {

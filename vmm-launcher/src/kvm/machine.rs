@@ -8,7 +8,10 @@ use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{
+    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KvmIrqRouting, kvm_enable_cap,
+    kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_msi,
+};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuExit, VcpuFd, VmFd};
 use nacre_sys::{guest_memory, tap};
 use virtio_bindings::virtio_ids::{
@@ -17,18 +20,17 @@ use virtio_bindings::virtio_ids::{
 };
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap};
 
-use super::bus::Bus;
+use super::bus::{Bus, Route};
 use super::carrier::Carrier;
 use super::config::{Config, Inherited, NetworkConfig, Pages, Source, Tap};
 use super::control::{self, About, Control, Kick};
+use super::io_apic::{IoApic, Message};
 use super::jail::{self, Kind};
-use super::layout::{
-    self, DEVICE_BYTES, DEVICES, FIRST_INTERRUPT, IDENTITY_MAP, MAX_DEVICES, SERIAL_INTERRUPT, TSS,
-};
+use super::layout::{self, DEVICE_BYTES, DEVICES, IDENTITY_MAP, MAX_DEVICES, SERIAL_INTERRUPT, TSS};
 use super::life::{ExitCounters, Life};
 use super::ports::{Interrupt, Ports};
 use super::transport::{QUEUE_NOTIFY, Transport};
-use super::{End, KvmError, boot, cpu};
+use super::{End, KvmError, STACK_BYTES, boot, cpu};
 use crate::devices::balloon::Balloon;
 use crate::devices::block::Disk;
 use crate::devices::console;
@@ -57,8 +59,6 @@ pub struct Machine {
     life: Arc<Life>,
     control: Option<OwnedFd>,
     about: About,
-    /// As long as it lives, so does the virtual machine.
-    _vm: VmFd,
 }
 
 impl Machine {
@@ -70,12 +70,12 @@ impl Machine {
         let mut inherited =
             Inherited::take(&config).map_err(|e| KvmError::Kvm("taking over descriptors", e))?;
         let kvm = Kvm::new().map_err(|error| KvmError::Open(error.into()))?;
-        let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+        let vm = Arc::new(kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?);
         vm.set_identity_map_address(IDENTITY_MAP).map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
         vm.set_tss_address(TSS).map_err(failed("KVM_SET_TSS_ADDR"))?;
-        vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
-        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
-        vm.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))?;
+        let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..kvm_enable_cap::default() };
+        split.args[0] = layout::lines(MAX_DEVICES).into();
+        vm.enable_cap(&split).map_err(failed("KVM_CAP_SPLIT_IRQCHIP"))?;
 
         let memory = map_memory(&vm, config.memory_mib, config.memory_pages)?;
         let life = Arc::new(Life::new(config.processors.into()));
@@ -104,7 +104,8 @@ impl Machine {
         let kernel = open("kernel", &config.kernel, false)?;
         let initrd = config.initrd.as_deref().map(|path| open("initrd", path, false)).transpose()?;
         let command_line = command_line(&config.command_line, transports.len());
-        let entry = boot::load(&memory, kernel, initrd, &command_line, config.processors)?;
+        let lines = layout::lines(transports.len());
+        let entry = boot::load(&memory, kernel, initrd, &command_line, (config.processors, lines))?;
 
         let supported =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
@@ -117,7 +118,8 @@ impl Machine {
         let (serial, _) = guest_memory::event().map_err(|error| KvmError::Device("serial", error))?;
         vm.register_irqfd(&serial, SERIAL_INTERRUPT).map_err(failed("KVM_IRQFD"))?;
         let ports = Ports::new(Interrupt(serial), LineWriter::new(io::stdout()));
-        Ok(Self { vcpus, bus: Bus::new(ports, transports), life, control, about, _vm: vm })
+        let io_apic = IoApic::new(lines, Box::new(move |messages: &[Message]| route(&vm, messages)) as Route);
+        Ok(Self { vcpus, bus: Bus::new(ports, io_apic, transports), life, control, about })
     }
 
     /// Runs the guest to its end.
@@ -139,6 +141,7 @@ impl Machine {
             let life = Arc::clone(&life);
             let thread = std::thread::Builder::new()
                 .name(format!("nacre-vcpu{id}"))
+                .stack_size(STACK_BYTES)
                 .spawn(move || {
                     let confined = jail::confine(Kind::Processor);
                     ready.wait();
@@ -172,6 +175,7 @@ fn start_control(control: Control, listener: OwnedFd) -> Result<(), KvmError> {
     let (report, confined) = sync_channel(1);
     std::thread::Builder::new()
         .name("nacre-control".to_owned())
+        .stack_size(STACK_BYTES)
         .spawn(move || {
             let confined = jail::confine(Kind::Control);
             let ready = confined.is_ok();
@@ -202,7 +206,9 @@ fn run_processor(vcpu: &mut VcpuFd, id: u8, bus: &Bus<Console>, life: &Life) -> 
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 count(&exits.mmio_write);
-                bus.write(address, data);
+                if let Err(error) = bus.write(address, data) {
+                    return stopped(format!("an interrupt that KVM does not route: {error}"));
+                }
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 count(&exits.port_in);
@@ -355,7 +361,7 @@ impl Devices<'_> {
             return Err(KvmError::TooManyDevices(index + 1));
         }
         let (interrupt, file) = guest_memory::event().map_err(|error| KvmError::Device(name, error))?;
-        self.vm.register_irqfd(&interrupt, FIRST_INTERRUPT + index as u32).map_err(failed("KVM_IRQFD"))?;
+        self.vm.register_irqfd(&interrupt, layout::interrupt(index)).map_err(failed("KVM_IRQFD"))?;
         let meter = Meter::default();
         let host = (self.about.notes.clone(), Arc::clone(self.life), meter.clone());
         let carrier = Carrier::start(thread, &self.memory, &file, host, make)?;
@@ -392,9 +398,26 @@ fn command_line(given: &str, devices: usize) -> String {
     let mut line = kernels.to_owned();
     for index in 0..devices {
         let address = DEVICES + index as u64 * DEVICE_BYTES;
-        line += &format!(" virtio_mmio.device=4K@{address:#x}:{}", FIRST_INTERRUPT + index as u32);
+        line += &format!(" virtio_mmio.device=4K@{address:#x}:{}", layout::interrupt(index));
     }
     line + inits
+}
+
+/// Has KVM deliver these interrupts and no others.
+fn route(vm: &VmFd, messages: &[Message]) -> io::Result<()> {
+    let entry = |message: &Message| {
+        let msi = kvm_irq_routing_msi {
+            address_lo: message.address,
+            data: message.data,
+            ..kvm_irq_routing_msi::default()
+        };
+        let u = kvm_irq_routing_entry__bindgen_ty_1 { msi };
+        kvm_irq_routing_entry { gsi: message.line, type_: KVM_IRQ_ROUTING_MSI, u, ..Default::default() }
+    };
+    let entries: Vec<_> = messages.iter().map(entry).collect();
+    let table =
+        KvmIrqRouting::from_entries(&entries).map_err(|error| io::Error::other(format!("{error:?}")))?;
+    Ok(vm.set_gsi_routing(&table)?)
 }
 
 fn open(what: &'static str, path: &std::path::Path, write: bool) -> Result<File, KvmError> {
@@ -412,7 +435,7 @@ mod tests {
 
     #[test]
     fn the_kernel_gets_the_words_of_the_devices_and_init_its_own() {
-        let devices = " virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6";
+        let devices = " virtio_mmio.device=4K@0xd0000000:1 virtio_mmio.device=4K@0xd0001000:2";
         assert_eq!(command_line("quiet", 2), format!("quiet{devices}"));
         assert_eq!(
             command_line("quiet -- sh -c \"a -- b\"", 2),

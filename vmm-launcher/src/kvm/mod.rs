@@ -10,6 +10,7 @@ pub mod carrier;
 pub mod config;
 pub mod control;
 mod cpu;
+mod io_apic;
 pub mod jail;
 mod layout;
 mod life;
@@ -40,6 +41,9 @@ pub enum End {
 pub const EXIT_TRIPLE_FAULT: u8 = 3;
 /// The exit code of a process that was told to stop at its control socket.
 pub const EXIT_STOPPED: u8 = 4;
+
+/// Bytes of a thread's stack. The standard library's 2 MiB can become one huge page, all of it resident.
+const STACK_BYTES: usize = 256 << 10;
 
 /// A machine that cannot be, or cannot go on.
 #[derive(Debug, thiserror::Error)]

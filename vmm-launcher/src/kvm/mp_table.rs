@@ -1,19 +1,16 @@
 //! The MP table (MultiProcessor specification 1.4): without ACPI this is how a kernel finds its processors and how
 //! interrupts are wired.
 
-use super::layout::{IO_APIC, LOCAL_APIC, MP_TABLE};
+use super::layout::{IO_APIC, IO_APIC_ID, LOCAL_APIC, MP_TABLE};
 
 const FLOATING_BYTES: usize = 16;
 const HEADER_BYTES: usize = 44;
 /// Version of the local APIC that KVM has.
 const APIC_VERSION: u8 = 0x14;
 const ISA_BUS: u8 = 0;
-/// Lines of the I/O APIC that the PC's interrupts 0 to 15 and those of devices above go to.
-const LINES: u8 = 24;
 
-/// The whole table, for [`MP_TABLE`].
-pub fn table(processors: u8) -> Vec<u8> {
-    let io_apic_id = processors;
+/// The whole table, for [`MP_TABLE`], with an I/O APIC of so many lines.
+pub fn table(processors: u8, lines: u8) -> Vec<u8> {
     let mut entries = Vec::new();
     let mut count: u16 = 0;
     let mut entry = |bytes: &[u8]| {
@@ -28,12 +25,12 @@ pub fn table(processors: u8) -> Vec<u8> {
     // Type 1: a bus. Type 2: the I/O APIC.
     entry(&[1, ISA_BUS, b'I', b'S', b'A', b' ', b' ', b' ']);
     let [a, b, c, d] = IO_APIC.to_le_bytes();
-    entry(&[2, io_apic_id, 0x11, 1, a, b, c, d]);
-    // Type 3: every interrupt is wired to the line of its number. Type 4: the local APIC's own, as after a reset.
-    for line in 0..LINES {
-        entry(&[3, 0, 0, 0, ISA_BUS, line, io_apic_id, line]);
+    entry(&[2, IO_APIC_ID, 0x11, 1, a, b, c, d]);
+    // Type 3: every interrupt is wired to the line of its number; 0 is nobody's. Type 4: the local APIC's second line takes what
+    // cannot be masked, as after a reset of a PC.
+    for line in 1..lines {
+        entry(&[3, 0, 0, 0, ISA_BUS, line, IO_APIC_ID, line]);
     }
-    entry(&[4, 3, 0, 0, ISA_BUS, 0, 0, 0]);
     entry(&[4, 1, 0, 0, ISA_BUS, 0, 0xff, 1]);
 
     let mut header = Vec::from(*b"PCMP");
@@ -71,7 +68,7 @@ mod tests {
     #[test]
     fn lengths_counts_and_checksums_agree() {
         for processors in [1, 2, 64] {
-            let all = table(processors);
+            let all = table(processors, 24);
             let (floating, table) = all.split_at(FLOATING_BYTES);
             let sum = |bytes: &[u8]| bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
             assert_eq!((sum(floating), sum(table)), (0, 0));
