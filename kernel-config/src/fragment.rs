@@ -289,6 +289,21 @@ mod tests {
     }
 
     #[test]
+    fn the_kernel_for_figures_differs_in_what_it_says() {
+        let of_guests = settings(crate::FRAGMENTS).unwrap();
+        let for_figures = settings(&crate::fragments_for_figures()).unwrap();
+        let value = |settings: &[Setting], option: &str| {
+            settings.iter().find(|setting| setting.option == option).map(|setting| setting.value.clone())
+        };
+        for setting in &of_guests {
+            let other = value(&for_figures, &setting.option);
+            let differs = setting.option.contains("MITIGATION") || setting.option == "CONFIG_BLK_DEV_INITRD";
+            assert_eq!(other.as_ref() != Some(&setting.value), differs, "{}", setting.option);
+        }
+        assert_eq!(value(&for_figures, "CONFIG_CPU_MITIGATIONS"), Some(Value::Off));
+    }
+
+    #[test]
     fn every_file_of_the_fragment_folder_is_used() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fragments");
         let mut on_disk: Vec<String> = std::fs::read_dir(folder)

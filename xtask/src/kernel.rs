@@ -32,34 +32,39 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 
 /// The kernel of this tree's fragments, made current.
 pub fn make(cache: &Cache) -> anyhow::Result<PathBuf> {
-    packages::ensure(config::PACKAGES)?;
-    let folder = cache.get_or_make("kernel", &key()?, |out| {
-        eprintln!("kernel: building; this takes several minutes, once");
-        build(out)
-    })?;
-    let vmlinux = folder.join("vmlinux");
+    let vmlinux = made_of(config::FRAGMENTS, cache)?;
     let size = fs::metadata(&vmlinux).with_context(|| format!("cannot look at {}", vmlinux.display()))?.len();
     crate::image::report("kernel", &vmlinux, size, config::SIZE_BUDGET_BYTES)?;
     cache.set_current(CURRENT, &vmlinux)?;
     Ok(vmlinux)
 }
 
-fn key() -> anyhow::Result<String> {
+/// The kernel that figures beside those of other VMMs are taken with.
+pub fn make_for_figures(cache: &Cache) -> anyhow::Result<PathBuf> {
+    made_of(&config::fragments_for_figures(), cache)
+}
+
+fn made_of(fragments: &[config::Fragment], cache: &Cache) -> anyhow::Result<PathBuf> {
+    packages::ensure(config::PACKAGES)?;
+    let folder = cache.get_or_make("kernel", &key(fragments)?, |out| {
+        eprintln!("kernel: building; this takes several minutes, once");
+        build(fragments, out)
+    })?;
+    Ok(folder.join("vmlinux"))
+}
+
+fn key(fragments: &[config::Fragment]) -> anyhow::Result<String> {
     let key = Key::new()
         .part("builder", config::BUILDER_VERSION.to_le_bytes())
         .part("source", packages::version(config::SOURCE_PACKAGE)?)
         .part("toolchain", config::toolchain()?);
-    Ok(config::FRAGMENTS.iter().fold(key, |key, fragment| key.part(fragment.name, fragment.text)).finish())
+    Ok(fragments.iter().fold(key, |key, fragment| key.part(fragment.name, fragment.text)).finish())
 }
 
-fn build(out: &Path) -> anyhow::Result<()> {
+fn build(fragments: &[config::Fragment], out: &Path) -> anyhow::Result<()> {
     let work = out.join("work");
-    let job = config::Build {
-        source_tarball: Path::new(config::SOURCE_TARBALL),
-        fragments: config::FRAGMENTS,
-        work: &work,
-        out,
-    };
+    let job =
+        config::Build { source_tarball: Path::new(config::SOURCE_TARBALL), fragments, work: &work, out };
     config::build(&job)?;
     fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))
 }
@@ -67,7 +72,7 @@ fn build(out: &Path) -> anyhow::Result<()> {
 fn check_reproducible(vmlinux: &Path) -> anyhow::Result<()> {
     let again = tempfile::tempdir().context("cannot make a working directory")?;
     let out = again.path().join("out");
-    build(&out)?;
+    build(config::FRAGMENTS, &out)?;
     let (first, second) = (sha256_of(vmlinux)?, sha256_of(&out.join("vmlinux"))?);
     anyhow::ensure!(first == second, "the kernel is not reproducible: {first}, then {second}");
     eprintln!("kernel: built twice, same bytes");

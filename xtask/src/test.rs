@@ -1,15 +1,16 @@
 //! `cargo xtask test`: the whole suite, from the packages that it needs to the end-to-end tests.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Key};
 use crate::demo::build_nacre;
 use crate::image::{root, target};
 use crate::{image, kernel, packages};
@@ -22,6 +23,7 @@ const PACKAGES: &[&str] = &[
     "buildah",
     "busybox-static",
     "containerd",
+    "cpio",
     "crun",
     "debootstrap",
     "docker-registry",
@@ -81,14 +83,15 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             ["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "--deny", "warnings"];
         sum.check("lints", cargo(lints))?;
     }
+    let suites = options.all.then(|| posix_suites(&cache)).transpose()?;
     step("Tests of every crate");
     let words = ["test", "--locked", "--no-fail-fast", "--workspace", "--exclude", END_TO_END];
     let artefacts = [("NACRE_BIN", &nacre), ("NACRE_KERNEL", &vmlinux), ("NACRE_IMAGE", &guest)];
     let tests = |words: &[&str]| {
         let mut command = cargo(words.iter().copied());
         command.envs(artefacts);
-        if options.all {
-            command.env("NACRE_TEST_ALL", "1");
+        if let Some((pjdfstest, fio)) = &suites {
+            command.env("NACRE_TEST_ALL", "1").env("NACRE_PJDFSTEST", pjdfstest).env("NACRE_FIO", fio);
         }
         command.arg("--").args(&options.filter).arg("--show-output");
         command
@@ -105,6 +108,26 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     sum.print(begun.elapsed());
     ensure!(sum.failed == 0, "{} failed", sum.failed);
     Ok(())
+}
+
+/// Suites that others keep for file systems: pjdfstest, static as it runs in guests, and fio.
+fn posix_suites(cache: &Cache) -> anyhow::Result<(PathBuf, PathBuf)> {
+    const VERSION: &str = "0.2.2";
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    step("Suites for file systems");
+    packages::ensure(&["fio"])?;
+    let key = Key::new().part("pjdfstest", VERSION).finish();
+    let folder = cache.get_or_make("pjdfstest", &key, |out| {
+        let mut install = cargo(["install", "--locked", "--version", VERSION, "pjdfstest"]);
+        install.args(["--target", TARGET, "--root"]).arg(out);
+        install.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
+        install.env("CARGO_TARGET_DIR", out.join("target"));
+        let status = install.status().context("cannot run cargo install")?;
+        ensure!(status.success(), "cargo install pjdfstest: {status}");
+        fs::remove_dir_all(out.join("target")).context("cannot tidy up")
+    })?;
+    let fio = fs::canonicalize("/usr/bin/fio").context("fio is not there")?;
+    Ok((folder.join("bin/pjdfstest"), fio))
 }
 
 /// What became of everything so far.

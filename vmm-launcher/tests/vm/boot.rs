@@ -56,7 +56,7 @@ fn a_guest_that_does_not_come_up_is_explained() {
 }
 
 #[test]
-fn a_file_that_is_no_kernel_is_explained_by_qemu() {
+fn a_file_that_is_no_kernel_is_explained() {
     let Some(parts) = parts() else { return };
     let (dir, mut config) = config(parts);
     config.kernel = dir.path().join("kernel");

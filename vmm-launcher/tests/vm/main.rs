@@ -5,7 +5,9 @@
 //! What is missing is said and the test passes by skipping, except with `CI=true`, where it fails.
 
 mod boot;
+mod builtin;
 mod fs;
 mod net;
+mod posix;
 mod support;
 mod vsock;

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use nacre::vmm::{Accel, Vm, VmConfig, find_program};
+use nacre::vmm::{Accel, Vm, VmConfig, Vmm, find_program};
 
 /// How long a guest may take to boot: TCG on a loaded machine.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(60);
@@ -73,6 +73,7 @@ const APPLETS: &[&str] = &[
     "umount",
     "wc",
     "wget",
+    "which",
 ];
 
 const INIT: &str = "#!/bin/sh
@@ -117,6 +118,11 @@ pub fn skip(reason: &str) {
     eprintln!("skipped: {reason}");
 }
 
+/// The program of our own VMM, if that is what guests are to run on: in the lab, see `builtin.rs`.
+pub fn own_vmm() -> Option<PathBuf> {
+    std::env::var_os("NACRE_TEST_OWN_VMM").map(PathBuf::from)
+}
+
 /// A directory as `Vm` wants it, and a configuration that boots the test guest.
 pub fn config(parts: &Parts) -> (tempfile::TempDir, VmConfig) {
     let dir = tempfile::Builder::new()
@@ -127,7 +133,10 @@ pub fn config(parts: &Parts) -> (tempfile::TempDir, VmConfig) {
     let mut config = VmConfig::new(parts.kernel.clone(), dir.path().to_owned());
     config.image = Some(parts.image.clone());
     config.cmdline = vec!["init=/init".into()];
-    config.accel = Accel::Tcg;
+    match own_vmm() {
+        Some(program) => (config.vmm, config.program) = (Vmm::Kvm, program),
+        None => config.accel = Accel::Tcg,
+    }
     config.console_log = Some(dir.path().join("console.log"));
     (dir, config)
 }
@@ -191,9 +200,14 @@ fn find_kernel() -> Option<PathBuf> {
 fn make_image(mkfs: &Path, busybox: &Path, socat: &Path) -> std::io::Result<PathBuf> {
     let temporary = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let tree = tempfile::tempdir_in(temporary)?;
-    for dir in ["bin", "proc", "sys", "dev", "tmp", "mnt"] {
+    for dir in ["bin", "dev", "etc", "mnt", "proc", "sys", "tmp"] {
         std::fs::create_dir_all(tree.path().join(dir))?;
     }
+    let users = [("root", 0), ("nobody", 65534), ("tests", 1001)];
+    let passwd: String = users.iter().map(|(name, id)| format!("{name}:x:{id}:{id}::/:/bin/sh\n")).collect();
+    let group: String = users.iter().map(|(name, id)| format!("{name}:x:{id}:\n")).collect();
+    std::fs::write(tree.path().join("etc/passwd"), passwd)?;
+    std::fs::write(tree.path().join("etc/group"), group)?;
     std::fs::write(tree.path().join("init"), INIT)?;
     std::fs::set_permissions(tree.path().join("init"), Permissions::from_mode(0o755))?;
     std::fs::copy(busybox, tree.path().join("bin/busybox"))?;
