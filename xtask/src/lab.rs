@@ -2,7 +2,7 @@
 //!
 //! The outer machine is QEMU's translator with a processor that has SVM, so that Debian's stock kernel offers a real
 //! `/dev/kvm` with nested paging in it. It sees this machine's files read-only, the built tree with them; what the command
-//! writes stays in the outer machine's memory. Output and exit code come back. `$NACRE_LAB_KERNEL` is the kernel's file.
+//! writes stays in the outer machine's memory. Output and exit code come back.
 
 mod initramfs;
 mod outer;

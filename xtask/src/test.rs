@@ -23,7 +23,6 @@ const PACKAGES: &[&str] = &[
     "buildah",
     "busybox-static",
     "containerd",
-    "cpio",
     "crun",
     "debootstrap",
     "docker-registry",

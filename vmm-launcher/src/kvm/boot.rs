@@ -26,6 +26,8 @@ const RESERVED: u32 = 2;
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 /// Where the 64-bit entry of a bzImage is, after its first byte (Documentation/arch/x86/boot.rst, "64-bit boot protocol").
 const ENTRY_64: u64 = 0x200;
+/// Of `xloadflags`: it has that entry.
+const XLF_KERNEL_64: u16 = 1;
 /// "Undefined": no boot loader of the kernel's list.
 const LOADER_UNDEFINED: u8 = 0xff;
 
@@ -62,7 +64,7 @@ pub fn load(
     let high = Some(GuestAddress(HIGH_MEMORY));
     if magic == ELF_MAGIC {
         let loaded = Elf::load(memory, None, &mut kernel, high).map_err(KvmError::Load)?;
-        let initrd = initrd.map(|file| load_initrd(memory, file, loaded.kernel_end)).transpose()?;
+        let initrd = initrd.map(|file| load_initrd(memory, file, loaded.kernel_end, u64::MAX)).transpose()?;
         return match loaded.pvh_boot_cap {
             // Linux looks for Xen behind its PVH entry before it knows where it is, at 256 places of CPUID: an exit each.
             PvhBootCapability::PvhEntryPresent(entry) if !is_linux(&kernel).map_err(KvmError::Kernel)? => {
@@ -80,8 +82,14 @@ pub fn load(
         };
     }
     let loaded = BzImage::load(memory, None, &mut kernel, high).map_err(KvmError::Load)?;
-    let initrd = initrd.map(|file| load_initrd(memory, file, loaded.kernel_end)).transpose()?;
-    let parameters = boot_params { hdr: loaded.setup_header.unwrap_or_default(), ..boot_params::default() };
+    let hdr = loaded.setup_header.unwrap_or_default();
+    if hdr.xloadflags & XLF_KERNEL_64 == 0 {
+        return Err(KvmError::NoEntry);
+    }
+    let initrd = initrd
+        .map(|file| load_initrd(memory, file, loaded.kernel_end, u64::from(hdr.initrd_addr_max)))
+        .transpose()?;
+    let parameters = boot_params { hdr, ..boot_params::default() };
     write_zero_page(memory, parameters, command_line.len(), initrd)?;
     Ok(Entry::Long(GuestAddress(loaded.kernel_load.raw_value() + ENTRY_64)))
 }
@@ -125,11 +133,16 @@ fn is_linux(kernel: &File) -> std::io::Result<bool> {
     Ok(false)
 }
 
-/// At the end of low memory, where no kernel unpacks itself to. Address and size.
-fn load_initrd(memory: &GuestMemoryMmap, mut file: File, kernel_end: u64) -> Result<(u64, u64), KvmError> {
+/// At the end of low memory, where no kernel unpacks itself to, and not beyond `last`. Address and size.
+fn load_initrd(
+    memory: &GuestMemoryMmap,
+    mut file: File,
+    kernel_end: u64,
+    last: u64,
+) -> Result<(u64, u64), KvmError> {
     const PAGE: u64 = 4096;
     let size = file.metadata().map_err(KvmError::Initrd)?.len();
-    let low_end = memory.last_addr().raw_value().saturating_add(1).min(GAP.start);
+    let low_end = memory.last_addr().raw_value().saturating_add(1).min(GAP.start).min(last.saturating_add(1));
     let start = low_end.checked_sub(size).map(|start| start / PAGE * PAGE);
     let start = start.filter(|start| *start > kernel_end).ok_or(KvmError::MemoryTooSmall)?;
     let mut address = start;

@@ -62,6 +62,8 @@ pub enum KvmError {
     MemoryTooSmall,
     #[error("cannot read the kernel: {0}")]
     Kernel(#[source] io::Error),
+    #[error("the bzImage has no 64-bit entry (bit 0 of its xloadflags)")]
+    NoEntry,
     #[error("the kernel is neither an ELF file nor a bzImage that can be loaded: {0}")]
     Load(#[source] linux_loader::loader::Error),
     #[error("cannot read the initrd: {0}")]

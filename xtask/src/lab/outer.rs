@@ -114,7 +114,7 @@ impl Outer<'_> {
     fn write_initrd(&self, path: &Path, command: &[OsString]) -> anyhow::Result<()> {
         let mut bytes = fs::read(&self.kernel.initramfs).context("cannot read the initramfs")?;
         let mut archive = Archive::new(&mut bytes);
-        archive.file("command", &script(command, &self.kernel.image)?).context("cannot write the command")?;
+        archive.file("command", &script(command)?).context("cannot write the command")?;
         archive.finish().context("cannot write the command")?;
         fs::write(path, bytes).context("cannot write the initrd")
     }
@@ -153,7 +153,7 @@ impl<W: Write + Send + 'static> Way<W> {
 }
 
 /// What the outer machine's first process does: this command, here, with this environment.
-fn script(command: &[OsString], kernel: &Path) -> anyhow::Result<Vec<u8>> {
+fn script(command: &[OsString]) -> anyhow::Result<Vec<u8>> {
     let here = std::env::current_dir().context("this directory is gone")?;
     let mut script = b"for port in /sys/class/virtio-ports/*; do\n\
         read name < $port/name && eval \"$name=/dev/${port##*/}\"\n\
@@ -168,8 +168,6 @@ fn script(command: &[OsString], kernel: &Path) -> anyhow::Result<Vec<u8>> {
             script.extend([b"export ", name.as_bytes(), b"=", &quoted(&value), b"\n"].concat());
         }
     }
-    // For who wants a distribution's bzImage.
-    script.extend([b"export NACRE_LAB_KERNEL=", &quoted(kernel.as_os_str())[..], b"\n"].concat());
     script.extend([b"cd ", &quoted(here.as_os_str())[..], b" || exit 125\n"].concat());
     let words: Vec<_> = command.iter().map(|word| quoted(word)).collect();
     script.extend([b"(", &words.join(&b' ')[..], b") < /dev/null > $out 2> $err\n"].concat());
