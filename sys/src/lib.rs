@@ -8,6 +8,8 @@ pub mod fork;
 pub mod guest_memory;
 #[cfg(feature = "kvm")]
 pub mod kvm_probe;
+#[cfg(feature = "lean")]
+pub mod lean;
 pub mod lease;
 pub mod link;
 pub mod loop_device;
