@@ -14,13 +14,14 @@ mod host_agent {
     const FILES: [&str; 4] = ["agent.proto", "health.proto", "nacre.proto", "ttrpc.proto"];
 
     /// Fields of bytes, which JSON does not have.
-    const BYTES: [&str; 6] = [
+    const BYTES: [&str; 7] = [
         ".grpc.WriteStreamRequest.data",
         ".grpc.ReadStreamResponse.data",
         ".grpc.CopyFileRequest.data",
         ".grpc.SetIPTablesRequest.data",
         ".grpc.GetIPTablesResponse.data",
         ".grpc.ReseedRandomDevRequest.data",
+        ".nacre.v1.UpgradeAgentRequest.program",
     ];
 
     pub fn generate() -> Result<(), Box<dyn std::error::Error>> {

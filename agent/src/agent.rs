@@ -3,6 +3,7 @@
 use crate::container::Containers;
 use crate::error::{AgentError, RpcError};
 use crate::init::{Edge, Init};
+use crate::passed::Passed;
 use crate::pulls::Pulls;
 use crate::say;
 use crate::server::Limits;
@@ -27,6 +28,7 @@ pub struct Agent {
     pub containers: Containers,
     pub mirror: Mirror,
     pub pulls: Pulls,
+    pub passed: Passed,
     pub limits: Rc<Limits>,
     /// One change of mounts at a time, so that two containers that share one wait for each other.
     pub mounting: Mutex<()>,
@@ -67,6 +69,7 @@ impl Agent {
             welcome,
             containers,
             mirror,
+            passed: Passed::default(),
             limits: Rc::default(),
             mounting: Mutex::new(()),
             oom: RefCell::default(),

@@ -243,12 +243,14 @@ impl Agent {
         let process =
             self.containers.expect_process(ProcessRef { container: id.clone(), exec: String::new() })?;
         let pid_namespace = self.pid_namespace(request);
-        let body = RequestBody::CreateContainer { id: id.clone(), pid_namespace, terminal };
+        let ports = [request.stdin_port, request.stdout_port, request.stderr_port];
+        let (streams, given) = self.passed.streams(ports, terminal).await?;
+        let body = RequestBody::CreateContainer { id: id.clone(), pid_namespace, terminal, streams };
         // The launcher looks for the command while it creates, when the root is there and nothing runs yet.
         let command = shown(plan.process.args.first());
         let reply = self
             .init
-            .ask_with_plan(body, &Plan::Create(Box::new(plan)))
+            .ask_for_process(body, &Plan::Create(Box::new(plan)), given)
             .await
             .map_err(|failure| command_error(&command, failure))?;
         born(&process, terminal, reply.body, reply.fds)
@@ -337,9 +339,11 @@ impl Agent {
         let command = shown(plan.process.args.first());
         let terminal = plan.process.terminal.is_some();
         let name = ProcessRef { container: id.clone(), exec: exec.clone() };
+        let ports = [request.stdin_port, request.stdout_port, request.stderr_port];
+        let (streams, given) = self.passed.streams(ports, terminal).await?;
         let process = self.containers.expect_process(name.clone())?;
-        let body = RequestBody::Exec { process: name, terminal };
-        let made = match self.init.ask_with_plan(body, &Plan::Exec(Box::new(plan))).await {
+        let body = RequestBody::Exec { process: name, terminal, streams };
+        let made = match self.init.ask_for_process(body, &Plan::Exec(Box::new(plan)), given).await {
             Ok(reply) => born(&process, terminal, reply.body, reply.fds),
             Err(failure) => Err(command_error(&command, failure)),
         };
@@ -439,9 +443,6 @@ fn check_create(request: &CreateContainerRequest) -> Result<(), RpcError> {
     }
     if !request.shared_mounts.is_empty() {
         return Err(RpcError::unsupported("shared_mounts"));
-    }
-    if request.stdin_port != 0 || request.stdout_port != 0 || request.stderr_port != 0 {
-        return Err(RpcError::unsupported("a port for a standard stream"));
     }
     if request.oci.is_none() {
         return Err(RpcError::invalid("OCI is missing"));

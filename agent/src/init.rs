@@ -38,9 +38,14 @@ impl Edge {
     }
 
     /// The first exchange of every agent.
-    pub async fn greet(&mut self) -> Result<Welcome, AgentError> {
+    pub async fn greet(&mut self) -> Result<(Welcome, Ports), AgentError> {
         match self.ask_first(RequestBody::Hello { version: VERSION }, |_| ()).await? {
-            Ok(Reply { body: ReplyBody::Welcome(welcome), .. }) => Ok(welcome),
+            Ok(Reply { body: ReplyBody::Welcome(welcome), fds }) => {
+                let mut fds = fds.into_iter();
+                let mut next = |is_there: bool| if is_there { fds.next() } else { None };
+                let ports = Ports { log: next(welcome.log), passed: next(welcome.passed) };
+                Ok((welcome, ports))
+            }
             Ok(_) => Err(AgentError::unfitting("Hello")),
             Err(failure) => Err(AgentError::Answer { request: "Hello", answer: failure.message }),
         }
@@ -89,6 +94,12 @@ impl Edge {
         let (length, fds) = received.ok_or(AgentError::InitGone)?;
         Ok((frame::decode(buffer.get(..length).unwrap_or_default(), FRAME_MAX)?, fds))
     }
+}
+
+/// Listening sockets beside the agent's own, as far as the host asked for them.
+pub struct Ports {
+    pub log: Option<OwnedFd>,
+    pub passed: Option<OwnedFd>,
 }
 
 /// An answer and the descriptors that came with it.
@@ -163,7 +174,7 @@ impl Init {
 
     /// Asks init and waits for its answer.
     pub async fn ask(&self, body: RequestBody) -> Result<Reply, Failure> {
-        self.ask_with(body, None).await
+        self.ask_with(body, Vec::new()).await
     }
 
     /// Asks init to have `plan` applied.
@@ -172,10 +183,27 @@ impl Init {
         body: RequestBody,
         plan: &init_launcher::Plan,
     ) -> Result<Reply, Failure> {
+        self.ask_for_process(body, plan, Vec::new()).await
+    }
+
+    /// Asks init to make a process after `plan`, with these streams of the host's.
+    pub async fn ask_for_process(
+        &self,
+        body: RequestBody,
+        plan: &init_launcher::Plan,
+        streams: Vec<OwnedFd>,
+    ) -> Result<Reply, Failure> {
         let bytes = frame::encode(plan, init_launcher::PLAN_MAX)
             .map_err(|error| refused(format!("the plan of the launcher: {error}")))?;
         let plan = memfd::sealed("plan", &bytes).map_err(|error| system("making a plan's memfd", &error))?;
-        self.ask_with(body, Some(plan)).await
+        let given = std::iter::once(plan).chain(streams).collect();
+        self.ask_with(body, given).await
+    }
+
+    /// Asks init to start agents from this program.
+    pub async fn upgrade(&self, program: &[u8]) -> Result<(), Failure> {
+        let program = memfd::sealed("agent", program).map_err(|error| system("making a memfd", &error))?;
+        self.ask_with(RequestBody::Upgrade, vec![program]).await.map(drop)
     }
 
     /// As [`Init::ask`], where init has nothing to say but that it is done.
@@ -209,17 +237,17 @@ impl Init {
         }
     }
 
-    async fn ask_with(&self, body: RequestBody, plan: Option<OwnedFd>) -> Result<Reply, Failure> {
+    async fn ask_with(&self, body: RequestBody, given: Vec<OwnedFd>) -> Result<Reply, Failure> {
         let slots = self.slots(is_slow(&body)).await?;
         let tag = self.edge.tag();
         let (answer, answered) = oneshot::channel();
         self.waiting.borrow_mut().insert(tag, Waiting { answer, _slots: slots });
-        let fds: Vec<BorrowedFd<'_>> = plan.iter().map(AsFd::as_fd).collect();
+        let fds: Vec<BorrowedFd<'_>> = given.iter().map(AsFd::as_fd).collect();
         if let Err(error) = self.edge.send(&Request { tag, body }, &fds).await {
             self.waiting.borrow_mut().remove(&tag);
             return Err(refused(error.to_string()));
         }
-        drop(plan);
+        drop(given);
         answered.await.map_err(|_| refused("init is gone".to_owned()))?
     }
 

@@ -13,6 +13,7 @@
 //! | [`verified`] | what the puller says, as an image that can be mounted |
 //! | [`state`] | what of it outlives an agent |
 //! | [`init`] | the edge to PID 1 |
+//! | [`log`], [`passed`] | what else the host may listen to, and connect to |
 //!
 //! One thread does all of it; nothing blocks but on every event at once.
 
@@ -22,7 +23,9 @@ pub mod container;
 mod devices;
 mod error;
 pub mod init;
+pub mod log;
 pub mod metrics;
+pub mod passed;
 pub mod plan;
 pub mod ports;
 pub mod process;
@@ -38,12 +41,8 @@ pub mod verified;
 
 pub use error::{AgentError, RpcError};
 
-/// One line on the guest's console: for starts, errors and ends.
-pub fn say(line: &str) {
-    use std::io::Write;
-    // Nothing can be done about a console that does not take it.
-    let _ = std::io::stderr().write_all(format!("nacre-agent: {line}\n").as_bytes());
-}
+/// One line of the log: for starts, errors and ends.
+pub use log::say;
 
 /// Has the runtime wait for a descriptor.
 ///

@@ -2,7 +2,7 @@
 //! and serve the host.
 
 use nacre_agent::stream::Mirror;
-use nacre_agent::{AgentError, agent::Agent, confine, init, say, server};
+use nacre_agent::{AgentError, agent::Agent, confine, init, log, say, server};
 use nacre_protocols::agent_init::agent_fd;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -30,14 +30,25 @@ fn run() -> Result<(), AgentError> {
     let tasks = tokio::task::LocalSet::new();
     tasks.block_on(&runtime, async {
         let mut edge = init::Edge::new(init)?;
-        let welcome = edge.greet().await?;
+        let (welcome, ports) = edge.greet().await?;
+        let log = ports.log.map(log::serve);
         say(&format!("agent {} is up", welcome.generation));
         let agent = Agent::resume(edge, welcome, state, mirror).await?;
         tokio::select! {
             ended = agent.init.ended() => Err(ended),
             served = server::serve(&agent, listener) => served,
+            ended = or_never(log) => ended,
+            ended = or_never(ports.passed.map(|port| agent.passed.serve(port))) => ended,
         }
     })
+}
+
+/// What the host asked for; without it nothing, for ever.
+async fn or_never<T>(work: Option<impl Future<Output = T>>) -> T {
+    match work {
+        Some(work) => work.await,
+        None => std::future::pending().await,
+    }
 }
 
 fn inherited() -> Result<[OwnedFd; 3], AgentError> {

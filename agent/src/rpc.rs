@@ -148,6 +148,7 @@ fn nacre_route(method: &str) -> Option<Route> {
         "ListImages" => to_the_end(SMALL, nacre::list_images),
         "CollectImages" => to_the_end(SMALL, nacre::collect_images),
         "GetReport" => to_the_end(SMALL, nacre::report),
+        "UpgradeAgent" => to_the_end(DATA, nacre::upgrade_agent),
         _ => return None,
     })
 }

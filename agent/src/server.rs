@@ -15,13 +15,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::Interest;
+use tokio::sync::Mutex;
 
 /// Most connections at once; what comes beyond is closed.
 pub const CONNECTIONS_MAX: usize = 16;
 /// Most requests that are being worked on, of all connections: mostly such that wait for a process.
 pub const REQUESTS_MAX: usize = 1024;
 /// Most bytes of their messages.
-pub const REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
+pub const REQUEST_BYTES_MAX: usize = 5 * 1024 * 1024;
 /// How long to wait after a failed accept (no descriptor left, say), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -31,6 +32,8 @@ pub struct Limits {
     requests: Cell<usize>,
     bytes: Cell<usize>,
     connections: Cell<usize>,
+    /// Held by the connection that receives a large frame: there is memory for one.
+    large: Mutex<()>,
 }
 
 /// A share of [`Limits`], given back when it is dropped.
@@ -68,8 +71,9 @@ pub async fn serve(agent: &Rc<Agent>, listener: OwnedFd) -> Result<(), AgentErro
             listener.async_io(Interest::READABLE, |listener| vsock::accept(listener.as_fd())).await;
         match accepted {
             // A unix socket has no context id; its permissions have said who may connect.
-            Ok((connection, None | Some(vsock::HOST_CID))) => admit(agent, connection),
-            Ok((_, Some(cid))) => say(&format!("refused a connection from context id {cid}")),
+            Ok((connection, None)) => admit(agent, connection),
+            Ok((connection, Some(peer))) if peer.cid == vsock::HOST_CID => admit(agent, connection),
+            Ok((_, Some(peer))) => say(&format!("refused a connection from context id {}", peer.cid)),
             Err(error) => {
                 say(&format!("accepting a connection: {error}"));
                 tokio::time::sleep(ACCEPT_PAUSE).await;

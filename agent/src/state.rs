@@ -5,7 +5,8 @@
 //!
 //! | bytes | field, little-endian |
 //! |---|---|
-//! | 0–7 | [`MAGIC`] |
+//! | 0–5 | [`MAGIC`] |
+//! | 6–7 | [`VERSION`] of the value's form, in decimal digits |
 //! | 8–15 | generation: the higher is the newer |
 //! | 16–19 | length of the value |
 //! | 20–27 | FNV-1a of generation, length and value |
@@ -25,7 +26,10 @@ pub const VALUE_MAX: usize = STATE_BYTES as usize / 2 - HEADER_LEN;
 /// Most images that are remembered.
 pub const IMAGES_MAX: usize = 32;
 const HEADER_LEN: usize = 32;
-const MAGIC: [u8; 8] = *b"nacreA01";
+const MAGIC: [u8; 6] = *b"nacreA";
+/// Goes up with every change of [`Kept`]. An agent that an upgrade puts in another's place may find an older one: it reads every
+/// version that an image was ever shipped with, which is this one alone so far.
+const VERSION: [u8; 2] = *b"01";
 
 /// Everything that the next agent must know and that init does not.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +137,8 @@ pub fn digest(bytes: &[u8]) -> u64 {
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
+    #[error("the last agent's state has version {0:?}, this agent reads \"01\"")]
+    Version(String),
     #[error("the sandbox's state is longer than {VALUE_MAX} bytes")]
     TooLong,
     #[error("writing the state: {0}")]
@@ -146,8 +152,19 @@ pub struct StateFile {
 }
 
 impl StateFile {
-    /// Reads the newer half that is whole; an empty state where there is none.
+    /// Reads the newer half that is whole; an empty state where there is none. A state that another version of the agent wrote
+    /// is an error, and stays as it is: init then goes back to that version.
     pub fn open(fd: OwnedFd) -> io::Result<(Self, Kept)> {
+        for half in 0..2 {
+            let head = read_at(&fd, half_start(half), HEADER_LEN)?;
+            if let Some(version) = head.get(6..8)
+                && head.starts_with(&MAGIC)
+                && version != VERSION
+            {
+                let version = String::from_utf8_lossy(version).into_owned();
+                return Err(io::Error::other(StateError::Version(version)));
+            }
+        }
         let halves = [read_half(&fd, 0)?, read_half(&fd, 1)?];
         let newest = halves.into_iter().flatten().max_by_key(|(generation, _)| *generation);
         let (generation, kept) = newest.unwrap_or_default();
@@ -172,7 +189,13 @@ fn half_start(half: u64) -> u64 {
 fn header(generation: u64, value: &[u8]) -> [u8; HEADER_LEN] {
     let length = value.len() as u32;
     let mut bytes = [0; HEADER_LEN];
-    let fields = [&MAGIC[..], &generation.to_le_bytes(), &length.to_le_bytes(), &checksum(generation, value)];
+    let fields = [
+        &MAGIC[..],
+        &VERSION,
+        &generation.to_le_bytes(),
+        &length.to_le_bytes(),
+        &checksum(generation, value),
+    ];
     for (to, from) in bytes.iter_mut().zip(fields.into_iter().flatten()) {
         *to = *from;
     }
@@ -287,6 +310,18 @@ mod tests {
         rustix::io::pwrite(&fd, &9u64.to_le_bytes(), half_start(1) + 8).unwrap();
         let (_, read) = StateFile::open(fd).unwrap();
         assert_eq!(read, with_container("new"));
+    }
+
+    #[test]
+    fn a_state_of_another_version_is_refused_and_left_alone() {
+        let fd = memfd();
+        let (mut file, _) = StateFile::open(fd.try_clone().unwrap()).unwrap();
+        file.save(&with_container("a")).unwrap();
+        rustix::io::pwrite(&fd, b"99", half_start(1) + 6).unwrap();
+        let error = StateFile::open(fd.try_clone().unwrap()).err().unwrap();
+        assert!(error.to_string().contains("version \"99\""), "{error}");
+        rustix::io::pwrite(&fd, &VERSION, half_start(1) + 6).unwrap();
+        assert_eq!(StateFile::open(fd).unwrap().1, with_container("a"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use nacre_protocols::agent_puller::{
     FETCHER_FD, FRAME_MAX, INDEXER_FD, OPENING_MAX, Opening, Platform, Pull, Reply, Request,
 };
 use nacre_protocols::{fetcher_indexer, frame, names};
-use nacre_sys::process::{Child, PidNamespace, Spawn, spawn};
+use nacre_sys::process::{Child, PidNamespace, Program, Spawn, spawn};
 use nacre_sys::seqpacket;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -70,7 +70,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn start(program: &str, argument: &str, fds: &[(BorrowedFd<'_>, i32)], uid: u32) -> std::io::Result<Child> {
     let [program, argument] = [program, argument].map(|text| CString::new(text).unwrap_or_default());
     spawn(&Spawn {
-        program: &program,
+        program: Program::At(&program),
         args: &[&program, &argument],
         env: &[],
         fds,

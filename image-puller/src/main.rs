@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use nacre_protocols::names::Sha256;
 use nacre_protocols::{agent_puller, fetcher_indexer};
 use nacre_puller::confine::{self, ConfineError};
 use nacre_puller::fetcher::{self, FetcherError};
@@ -20,7 +21,7 @@ const RESOLV_CONF: &str = "/etc/resolver/resolv.conf";
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("usage: nacre-puller [boot=NAME] [quota=BYTES] [STORE] | nacre-puller index")]
+    #[error("usage: nacre-puller [boot=NAME] [quota=BYTES] [images=HEX,…] [STORE] | nacre-puller index")]
     Usage,
     #[error("descriptor {0} is not there")]
     Descriptor(i32),
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.as_slice() {
         [word] if word == "index" => index(),
-        words => parse(words).and_then(|(store, options)| fetch(&store, &options)),
+        words => parse(words).and_then(|(store, options, images)| fetch(&store, &options, images)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -51,22 +52,29 @@ fn main() -> ExitCode {
     }
 }
 
+/// The images that may be pulled, if not all may.
+type Images = Option<Vec<Sha256>>;
+
 /// Init's own words.
-fn parse(words: &[String]) -> Result<(PathBuf, Options), Error> {
+fn parse(words: &[String]) -> Result<(PathBuf, Options, Images), Error> {
     let mut store = PathBuf::from(agent_puller::STORE_MOUNT);
-    let mut options = Options::default();
+    let (mut options, mut images) = (Options::default(), None);
     for word in words {
         match word.split_once('=') {
             Some(("boot", name)) if !name.is_empty() => options.boot = Some(name.to_owned()),
             Some(("quota", bytes)) => options.quota = Some(bytes.parse().map_err(|_| Error::Usage)?),
+            Some(("images", list)) => {
+                let digests = list.split(',').filter(|hex| !hex.is_empty()).map(Sha256::parse);
+                images = Some(digests.collect::<Option<Vec<_>>>().ok_or(Error::Usage)?);
+            }
             None if word.starts_with('/') => store = PathBuf::from(word),
             _ => return Err(Error::Usage),
         }
     }
-    Ok((store, options))
+    Ok((store, options, images))
 }
 
-fn fetch(store: &Path, options: &Options) -> Result<(), Error> {
+fn fetch(store: &Path, options: &Options, images: Images) -> Result<(), Error> {
     let [agent, to_indexer] = inherited([agent_puller::FETCHER_FD, agent_puller::INDEXER_FD])?;
     let Some(ports) = fetcher::opening(&agent)? else { return Ok(()) };
     confine::fetcher(store, &ports)?;
@@ -76,6 +84,7 @@ fn fetch(store: &Path, options: &Options) -> Result<(), Error> {
         timeouts: Timeouts::default(),
         retry: RetryPolicy::default(),
         resolv_conf: RESOLV_CONF.into(),
+        images,
     };
     Ok(fetcher::serve(agent, context)?)
 }

@@ -44,6 +44,9 @@ pub struct Context {
     pub timeouts: Timeouts,
     pub retry: RetryPolicy,
     pub resolv_conf: PathBuf,
+    /// Digests of manifests, or of indexes that name them, that may be pulled: what the sandbox's host has fixed at boot and
+    /// init has told us. `None`: any.
+    pub images: Option<Vec<Sha256>>,
 }
 
 /// What happens meanwhile.
@@ -67,6 +70,8 @@ pub enum PullError {
     Location { location: String, source: ReferenceError },
     #[error("{0}")]
     Policy(#[from] PolicyError),
+    #[error("{reference} is {digest}, which is not among the images that the sandbox was booted for")]
+    NotOfTheSandbox { reference: String, digest: Digest },
     #[error("{0}")]
     Registry(#[from] RegistryError),
     #[error("{what} {source}")]
@@ -109,6 +114,10 @@ pub fn pull(
     let requirement = policy.as_ref().map(|policy| policy.requirement(&reference)).transpose()?;
     let sources = sources(context, &reference, request, cancel)?;
     let image = find_image(&sources, &reference, &request.platform)?;
+    if !is_allowed(context.images.as_deref(), &[image.root_digest, image.manifest_digest]) {
+        let reference = reference.to_string();
+        return Err(PullError::NotOfTheSandbox { reference, digest: image.manifest_digest });
+    }
     let _pin = context.store.pin(image.layers().map(|(_, diff_id)| diff_id).collect());
     let verdict = match requirement {
         None => Verdict::Unjudged,
@@ -501,6 +510,10 @@ fn rest(blob: &mut Blob, buffer: &mut [u8]) -> Result<(), RegistryError> {
     Ok(())
 }
 
+fn is_allowed(images: Option<&[Sha256]>, digests: &[Digest]) -> bool {
+    images.is_none_or(|images| digests.iter().any(|digest| images.contains(&wire(*digest))))
+}
+
 fn wire(digest: Digest) -> Sha256 {
     Sha256(*digest.as_bytes())
 }
@@ -512,7 +525,7 @@ impl PullError {
             Self::Trust(_) => PullFailureKind::Tls,
             Self::Proxy(_) => PullFailureKind::Connect,
             Self::Location { .. } => PullFailureKind::Reference,
-            Self::Policy(_) => PullFailureKind::Policy,
+            Self::Policy(_) | Self::NotOfTheSandbox { .. } => PullFailureKind::Policy,
             Self::Registry(error) => registry_kind(error),
             Self::Manifest { source: ManifestError::TooMany { .. } | ManifestError::Size { .. }, .. } => {
                 PullFailureKind::Limit
@@ -564,5 +577,25 @@ fn registry_kind(error: &RegistryError) -> PullFailureKind {
         | RegistryError::Size { .. }
         | RegistryError::Range { .. }
         | RegistryError::AfterMirrors { .. } => PullFailureKind::Malformed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sandbox_that_was_booted_for_some_images_pulls_no_other() {
+        let [index, manifest, other] = [b"index", b"manif", b"other"].map(|bytes| Digest::of(bytes));
+        for (images, allowed) in [
+            (None, true),
+            (Some(vec![manifest]), true),
+            (Some(vec![other, index]), true),
+            (Some(vec![other]), false),
+            (Some(vec![]), false),
+        ] {
+            let images = images.map(|images| images.into_iter().map(wire).collect::<Vec<_>>());
+            assert_eq!(is_allowed(images.as_deref(), &[index, manifest]), allowed, "{images:?}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use crate::InitError;
 use nacre_protocols::agent_init::{self, Event, FRAME_MAX, Failure, FromInit, ReplyBody, agent_fd};
 use nacre_protocols::{frame, names};
-use nacre_sys::process::{PidNamespace, Spawn, spawn};
+use nacre_sys::process::{PidNamespace, Program, Spawn, spawn};
 use nacre_sys::seqpacket;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -23,6 +23,12 @@ pub struct Agent {
     pub phase: Phase,
     /// Tags of requests that have no reply yet.
     pub outstanding: BTreeSet<u32>,
+    /// Of the program that it was given with an upgrade.
+    pub upgraded: bool,
+    /// It has taken over all that init holds.
+    pub settled: bool,
+    /// It ends because another program takes its place.
+    pub leaving: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +43,7 @@ pub enum Phase {
 impl Agent {
     pub fn start(
         generation: u32,
+        program: Option<BorrowedFd<'_>>,
         listener: BorrowedFd<'_>,
         state: BorrowedFd<'_>,
         cgroup: BorrowedFd<'_>,
@@ -56,7 +63,7 @@ impl Agent {
                 (state, agent_fd::STATE),
             ];
             let child = spawn(&Spawn {
-                program: c"/usr/libexec/nacre/nacre-agent",
+                program: program.map_or(Program::At(c"/usr/libexec/nacre/nacre-agent"), Program::File),
                 args: &[c"nacre-agent"],
                 env: &[],
                 fds: &fds,
@@ -71,6 +78,9 @@ impl Agent {
                 generation,
                 phase: Phase::Born,
                 outstanding: BTreeSet::new(),
+                upgraded: program.is_some(),
+                settled: false,
+                leaving: false,
             })
         };
         start().map_err(InitError::io("starting the agent"))

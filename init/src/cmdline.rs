@@ -2,6 +2,7 @@
 
 use crate::InitError;
 use crate::manifest::Manifest;
+use crate::ports::Ports;
 
 /// Longest command line of the kernel on x86, in bytes.
 const CMDLINE_MAX: usize = 2048;
@@ -12,6 +13,7 @@ pub struct Cmdline {
     /// `nacre.store_quota=BYTES`: most that image layers may take; without it, what the disk has.
     pub store_quota: Option<u64>,
     pub manifest: Manifest,
+    pub ports: Ports,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -31,7 +33,7 @@ pub fn read() -> Result<Cmdline, InitError> {
 
 fn parse(text: &[u8]) -> Result<Cmdline, InitError> {
     let (mut scratch, mut store_quota) = (ScratchChoice::Tmpfs(None), None);
-    let mut manifest = Manifest::default();
+    let (mut manifest, mut ports) = (Manifest::default(), Ports::default());
     for word in text.split(u8::is_ascii_whitespace).filter_map(|word| std::str::from_utf8(word).ok()) {
         if let Some(value) = word.strip_prefix("nacre.scratch=") {
             scratch = match (value.strip_prefix("tmpfs"), value.strip_prefix("kept:")) {
@@ -46,8 +48,9 @@ fn parse(text: &[u8]) -> Result<Cmdline, InitError> {
         } else if manifest.word(word).is_err() {
             return Err(InitError::Manifest { word: word.to_owned() });
         }
+        ports.word(word);
     }
-    Ok(Cmdline { scratch, store_quota, manifest })
+    Ok(Cmdline { scratch, store_quota, manifest, ports })
 }
 
 #[cfg(test)]
@@ -63,13 +66,14 @@ mod tests {
             ("x nacre.scratch=tmpfs:1048576", ScratchChoice::Tmpfs(Some(1_048_576))),
             ("nacre.scratch=tmpfs:much", ScratchChoice::Tmpfs(None)),
         ] {
-            let expected = Cmdline { scratch, store_quota: None, manifest: Manifest::default() };
+            let (manifest, ports) = (Manifest::default(), Ports::default());
+            let expected = Cmdline { scratch, store_quota: None, manifest, ports };
             assert_eq!(parse(text.as_bytes()).unwrap(), expected, "{text:?}");
         }
         let all = parse(b"nacre.store_quota=1000 nacre.scratch=kept:/dev/vdb nacre.containers=3").unwrap();
         let scratch = ScratchChoice::Kept("/dev/vdb".to_owned());
         let manifest = Manifest { containers: 3, ..Default::default() };
-        assert_eq!(all, Cmdline { scratch, store_quota: Some(1000), manifest });
+        assert_eq!(all, Cmdline { scratch, store_quota: Some(1000), manifest, ports: Ports::default() });
         assert!(parse(b"nacre.containers=many").is_err(), "a bound that was meant must be set");
     }
 }

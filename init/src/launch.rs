@@ -1,7 +1,7 @@
 //! Starting a launcher: one plan, its descriptors, and the status socket on which it answers.
 
 use nacre_protocols::init_launcher::{Mode, fd};
-use nacre_sys::process::{Child, PidNamespace, Spawn, spawn};
+use nacre_sys::process::{Child, PidNamespace, Program, Spawn, spawn};
 use nacre_sys::seqpacket;
 use std::ffi::{CStr, CString};
 use std::io;
@@ -61,7 +61,7 @@ pub fn launch(grant: &Grant<'_>) -> io::Result<(Child, OwnedFd)> {
     let hex = |number: u64| CString::new(format!("{number:x}")).unwrap_or_default();
     let (ceiling, storage) = (hex(grant.ceiling), hex(grant.storage.into()));
     let child = spawn(&Spawn {
-        program: LAUNCHER,
+        program: Program::At(LAUNCHER),
         args: &[c"nacre-launcher", mode, &ceiling, &storage],
         env: &[],
         fds: &fds,

@@ -9,11 +9,13 @@ mod boot;
 mod cgroup;
 mod cmdline;
 mod console;
+mod debug_console;
 mod files;
 mod floor;
 mod hardware;
 mod launch;
 mod manifest;
+mod ports;
 mod progress;
 mod puller;
 mod report;
@@ -36,10 +38,11 @@ fn run() -> Result<Infallible, InitError> {
     boot::harden();
     boot::network_up();
     let listener = boot::listen()?;
+    let listeners = cmdline.ports.listen(cmdline.manifest.console)?;
     let cgroups = cgroup::Hierarchy::prepare()?;
     floor::lay()?;
     timeline.end("init");
-    let mut init = serve::Init::new(listener, cgroups, timeline, cmdline.manifest)?;
+    let mut init = serve::Init::new((listener, listeners), cgroups, timeline, cmdline.manifest.clone())?;
     init.mount_scratch(&cmdline)?;
     init.start_agent()?;
     init.serve()

@@ -5,22 +5,32 @@
 //! | `nacre.containers=N` | most containers at a time |
 //! | `nacre.capabilities=HEX` | what a process of a container may have at most |
 //! | `nacre.storage=WORD,…` | kinds of storage that there may be, of `layers`, `shares`, `memory`, `disks`, `overlays` |
+//! | `nacre.images=sha256:HEX,…` | images that may be pulled, by the digest of their manifest or of the index that names it |
+//! | `nacre.allow=WORD,…` | what there is not by default, of `console` (a debug console), `upgrade` (another agent's program) |
 //!
-//! What no word bounds is bounded by init's own limits. A word that is not understood ends the boot: a bound that was meant
+//! What no word bounds is bounded by init's own limits. With `nacre.storage=layers` beside it, `nacre.images` says all that can be
+//! run: layers are mounted out of the store alone, and the puller, which init tells the digests, lets nothing else into it. A word that is not understood ends the boot: a bound that was meant
 //! and not set would be worse.
 
 use crate::table::CONTAINERS_MAX;
 use nacre_protocols::init_launcher::storage;
+use nacre_protocols::names::Sha256;
 
 /// All that Linux has, to CAP_CHECKPOINT_RESTORE.
 const ALL_CAPABILITIES: u64 = 0x1ff_ffff_ffff;
+/// More do not fit a kernel's command line.
+const IMAGES_MAX: usize = 24;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
     pub containers: usize,
     pub capabilities: u64,
     /// A sum of the numbers of [`storage`]; never the scratch space, which is init's own.
     pub storage: u32,
+    /// `None`: any.
+    pub images: Option<Vec<Sha256>>,
+    pub console: bool,
+    pub upgrade: bool,
 }
 
 impl Default for Manifest {
@@ -29,6 +39,9 @@ impl Default for Manifest {
             containers: CONTAINERS_MAX,
             capabilities: ALL_CAPABILITIES,
             storage: storage::ALL & !storage::SCRATCH,
+            images: None,
+            console: false,
+            upgrade: false,
         }
     }
 }
@@ -48,6 +61,19 @@ impl Manifest {
                 let found = storage::WORDS.iter().find(|(word, _)| *word == kind);
                 self.storage |= found.ok_or(value)?.1;
             }
+        } else if let Some(value) = word.strip_prefix("nacre.images=") {
+            let digest = |text: &str| text.starts_with("sha256:").then(|| Sha256::parse(text)).flatten();
+            let parts = value.split(',').filter(|part| !part.is_empty());
+            let digests: Option<Vec<Sha256>> = parts.map(digest).collect();
+            self.images = Some(digests.filter(|digests| digests.len() <= IMAGES_MAX).ok_or(value)?);
+        } else if let Some(value) = word.strip_prefix("nacre.allow=") {
+            for what in value.split(',').filter(|what| !what.is_empty()) {
+                match what {
+                    "console" => self.console = true,
+                    "upgrade" => self.upgrade = true,
+                    _ => return Err(value),
+                }
+            }
         } else {
             return Ok(false);
         }
@@ -63,20 +89,35 @@ mod tests {
     fn a_word_bounds_one_thing() {
         let all = Manifest::default();
         assert_eq!(all.storage & storage::SCRATCH, 0);
-        let some = storage::FILES | storage::LAYERS | storage::DISKS;
+        let of = |change: fn(&mut Manifest)| {
+            let mut manifest = Manifest::default();
+            change(&mut manifest);
+            Ok((true, manifest))
+        };
+        let digest = format!("nacre.images=sha256:{},", "a5".repeat(32));
         for (word, expected) in [
-            ("nacre.containers=2", Ok((true, Manifest { containers: 2, ..all }))),
-            ("nacre.containers=100000", Ok((true, all))),
+            ("nacre.containers=2", of(|it| it.containers = 2)),
+            ("nacre.containers=100000", of(|_| ())),
             ("nacre.containers=two", Err("two")),
-            ("nacre.capabilities=0x21", Ok((true, Manifest { capabilities: 0x21, ..all }))),
-            ("nacre.capabilities=ffffffffffffffff", Ok((true, all))),
+            ("nacre.capabilities=0x21", of(|it| it.capabilities = 0x21)),
+            ("nacre.capabilities=ffffffffffffffff", of(|_| ())),
             ("nacre.capabilities=none", Err("none")),
-            ("nacre.storage=layers,disks", Ok((true, Manifest { storage: some, ..all }))),
-            ("nacre.storage=", Ok((true, Manifest { storage: storage::FILES, ..all }))),
+            (
+                "nacre.storage=layers,disks",
+                of(|it| it.storage = storage::FILES | storage::LAYERS | storage::DISKS),
+            ),
+            ("nacre.storage=", of(|it| it.storage = storage::FILES)),
             ("nacre.storage=layers,scratch", Err("layers,scratch")),
-            ("nacre.scratch=tmpfs", Ok((false, all))),
+            (&digest, of(|it| it.images = Some(vec![Sha256([0xa5; 32])]))),
+            ("nacre.images=", of(|it| it.images = Some(Vec::new()))),
+            ("nacre.images=busybox", Err("busybox")),
+            ("nacre.images=sha512:00", Err("sha512:00")),
+            ("nacre.allow=console", of(|it| it.console = true)),
+            ("nacre.allow=upgrade,console", of(|it| (it.console, it.upgrade) = (true, true))),
+            ("nacre.allow=all", Err("all")),
+            ("nacre.scratch=tmpfs", Ok((false, Manifest::default()))),
         ] {
-            let mut manifest = all;
+            let mut manifest = Manifest::default();
             let taken = manifest.word(word);
             assert_eq!(taken.map(|taken| (taken, manifest)), expected, "{word}");
         }

@@ -173,6 +173,8 @@ pub struct StoreOptions {
     pub boot: Option<String>,
     /// Most bytes of all layers.
     pub quota: Option<u64>,
+    /// Manifests that may be pulled, if not all may.
+    pub images: Option<Vec<names::Sha256>>,
 }
 
 pub fn fetcher_plan(options: &StoreOptions) -> Plan {
@@ -200,7 +202,9 @@ pub fn fetcher_plan(options: &StoreOptions) -> Plan {
     };
     let boot = options.boot.as_ref().map(|name| format!("boot={name}"));
     let quota = options.quota.map(|bytes| format!("quota={bytes}"));
-    let args = [Some("/nacre-puller".to_owned()), boot, quota].into_iter().flatten().collect();
+    let digests = |images: &Vec<names::Sha256>| images.iter().map(|it| it.to_string()).collect::<Vec<_>>();
+    let images = options.images.as_ref().map(|images| format!("images={}", digests(images).join(",")));
+    let args = [Some("/nacre-puller".to_owned()), boot, quota, images].into_iter().flatten().collect();
     // The agent's socket and the indexer's.
     helper("fetcher", vec![store, resolver], args, names::FETCHER_UID, false, 2)
 }

@@ -3,11 +3,13 @@
 use crate::agent::{Phase, failure};
 use crate::cgroup::Cgroup;
 use crate::launch::{Grant, Purpose, launch};
+use crate::ports::Listeners;
 use crate::serve::Init;
 use crate::table::{Container, EXECS_MAX, Process, Removal, State, Stdio};
 use crate::{hardware, report};
 use nacre_protocols::agent_init::{
-    Failure, FailureKind, PidNamespace, ProcessRef, ReplyBody, Request, RequestBody, VERSION, Welcome,
+    Failure, FailureKind, PROGRAM_MAX, PidNamespace, ProcessRef, ReplyBody, Request, RequestBody, Streams,
+    VERSION, Welcome,
 };
 use nacre_protocols::init_launcher::{Mode, PLAN_MAX};
 use nacre_protocols::names::is_valid_id;
@@ -37,48 +39,51 @@ impl Init {
             (Phase::Born, _) => return agent.condemn("a request before Hello"),
             (Phase::Condemned, _) => return,
         }
-        let wanted = usize::from(matches!(
-            request.body,
-            RequestBody::CreateContainer { .. }
-                | RequestBody::Exec { .. }
-                | RequestBody::Storage
-                | RequestBody::Network
-                | RequestBody::Update { .. }
-        ));
+        let (wanted, length_max) = match &request.body {
+            RequestBody::CreateContainer { streams, .. } | RequestBody::Exec { streams, .. } => {
+                (1 + streams.count(), PLAN_MAX as u64)
+            }
+            RequestBody::Storage | RequestBody::Network | RequestBody::Update { .. } => (1, PLAN_MAX as u64),
+            RequestBody::Upgrade => (1, PROGRAM_MAX),
+            _ => (0, 0),
+        };
         if fds.len() != wanted {
             return agent.condemn("a frame with a wrong number of descriptors");
         }
-        let plan = fds.into_iter().next();
-        if plan.as_ref().is_some_and(|plan| !memfd::is_sealed(plan, PLAN_MAX as u64).unwrap_or(false)) {
-            return agent.condemn("a plan that is not sealed or too long");
+        let mut fds = fds.into_iter();
+        let plan = fds.next();
+        let streams: Vec<OwnedFd> = fds.collect();
+        if plan.as_ref().is_some_and(|plan| !memfd::is_sealed(plan, length_max).unwrap_or(false)) {
+            return agent.condemn("a plan or a program that is not sealed or too long");
         }
         let tag = request.tag;
         let answer = match request.body {
             // These send descriptors along.
+            RequestBody::Hello { version } => return self.hello(tag, version),
             RequestBody::Held { index } => return self.held(tag, index),
             RequestBody::ConnectPuller => return self.connect_puller(tag),
             RequestBody::Open { file } => return self.open_file(tag, &file),
-            body => self.answer(tag, body, plan),
+            body => self.answer(tag, body, plan, streams),
         };
         if let Some(reply) = answer.transpose()
             && let Some(agent) = self.agent.as_mut()
         {
-            let greeted = matches!(reply, Ok(ReplyBody::Welcome(_)));
             agent.reply(tag, reply, &[]);
-            if greeted {
-                self.tell_of_memory();
-            }
         }
     }
 
-    fn answer(&mut self, tag: u32, body: RequestBody, plan: Option<OwnedFd>) -> Answer {
+    fn answer(&mut self, tag: u32, body: RequestBody, plan: Option<OwnedFd>, passed: Vec<OwnedFd>) -> Answer {
         match (body, plan) {
-            (RequestBody::Hello { version }, _) => self.hello(version),
-            (RequestBody::CreateContainer { id, pid_namespace, terminal }, Some(plan)) => {
-                self.create_container(tag, id, &pid_namespace, terminal, &plan)
+            (RequestBody::CreateContainer { id, pid_namespace, terminal, streams }, Some(plan)) => {
+                let streams = Given::new(streams, passed, terminal)?;
+                self.create_container(tag, id, &pid_namespace, streams, &plan)
             }
             (RequestBody::StartContainer { id }, _) => self.start_container(tag, &id),
-            (RequestBody::Exec { process, terminal }, Some(plan)) => self.exec(tag, process, terminal, &plan),
+            (RequestBody::Exec { process, terminal, streams }, Some(plan)) => {
+                let streams = Given::new(streams, passed, terminal)?;
+                self.exec(tag, process, streams, &plan)
+            }
+            (RequestBody::Upgrade, Some(program)) => self.upgrade(program),
             (RequestBody::Signal { process, signal, whole_container }, _) => {
                 self.signal(&process, signal, whole_container)
             }
@@ -115,7 +120,9 @@ impl Init {
             (RequestBody::PowerOff, _) => self.power_off(),
             // Answered by the caller, or refused by it for want of a plan.
             (
-                RequestBody::Held { .. }
+                RequestBody::Hello { .. }
+                | RequestBody::Held { .. }
+                | RequestBody::Upgrade
                 | RequestBody::ConnectPuller
                 | RequestBody::Open { .. }
                 | RequestBody::Update { .. }
@@ -128,19 +135,41 @@ impl Init {
         }
     }
 
-    fn hello(&mut self, version: u32) -> Answer {
+    fn hello(&mut self, tag: u32, version: u32) {
+        let Some(agent) = self.agent.as_mut() else { return };
         if version != VERSION {
             let message = format!("the agent speaks version {version} of this edge, init {VERSION}");
-            return Err(failure(FailureKind::System, message));
+            return agent.reply(tag, Err(failure(FailureKind::System, message)), &[]);
         }
-        let Some(agent) = self.agent.as_mut() else { return Ok(None) };
         agent.phase = Phase::Greeted;
         if agent.generation == 1 {
             self.timeline.end("agent");
         }
-        let welcome =
-            Welcome { generation: agent.generation, boot: self.timeline.stages(), scratch: self.scratch };
-        Ok(Some(ReplyBody::Welcome(welcome)))
+        let Listeners { log, passed, .. } = &self.listeners;
+        let welcome = Welcome {
+            generation: agent.generation,
+            boot: self.timeline.stages(),
+            scratch: self.scratch,
+            log: log.is_some(),
+            passed: passed.is_some(),
+            upgraded: agent.upgraded,
+        };
+        let fds: Vec<BorrowedFd<'_>> = [log, passed].into_iter().flatten().map(AsFd::as_fd).collect();
+        agent.reply(tag, Ok(ReplyBody::Welcome(welcome)), &fds);
+        self.tell_of_memory();
+    }
+
+    /// The program of every agent from the next one on.
+    fn upgrade(&mut self, program: OwnedFd) -> Answer {
+        if !self.manifest.upgrade {
+            let message = "the sandbox's manifest does not allow the agent to be upgraded";
+            return Err(failure(FailureKind::Refused, message));
+        }
+        self.agent_program = Some(program);
+        if let Some(agent) = self.agent.as_mut() {
+            agent.leaving = true;
+        }
+        Ok(Some(ReplyBody::Done))
     }
 
     fn held(&mut self, tag: u32, index: u32) {
@@ -156,7 +185,10 @@ impl Init {
             Some((held, process)) => {
                 agent.reply(tag, Ok(ReplyBody::Held(held)), &stdio_fds(&process.stdio));
             }
-            None => agent.reply(tag, Ok(ReplyBody::NoMore), &[]),
+            None => {
+                agent.settled = true;
+                agent.reply(tag, Ok(ReplyBody::NoMore), &[]);
+            }
         }
     }
 
@@ -165,7 +197,7 @@ impl Init {
         tag: u32,
         id: String,
         pid_namespace: &PidNamespace,
-        terminal: bool,
+        streams: Given,
         plan: &OwnedFd,
     ) -> Answer {
         if !is_valid_id(&id) {
@@ -191,7 +223,7 @@ impl Init {
             system("watching the container's memory")(error)
         })?;
         let born_in = shared.as_ref().map_or(BornIn::New, |target| BornIn::Of(target.as_fd()));
-        let started = self.launch_process(Mode::Create, plan, terminal, &cgroup, born_in, None);
+        let started = self.launch_process(Mode::Create, plan, streams, &cgroup, born_in, None);
         let (process, gate, status) = started.map_err(|error| {
             let _ = cgroup.remove();
             system("starting the launcher")(error)
@@ -206,7 +238,7 @@ impl Init {
         Ok(None)
     }
 
-    fn exec(&mut self, tag: u32, name: ProcessRef, terminal: bool, plan: &OwnedFd) -> Answer {
+    fn exec(&mut self, tag: u32, name: ProcessRef, streams: Given, plan: &OwnedFd) -> Answer {
         if !is_valid_id(&name.exec) {
             return Err(failure(
                 FailureKind::Refused,
@@ -227,7 +259,7 @@ impl Init {
         }
         let born_in = BornIn::Of(target.as_fd());
         let (process, _gate, status) = self
-            .launch_process(Mode::Exec, plan, terminal, &container.cgroup, born_in, Some(target.as_fd()))
+            .launch_process(Mode::Exec, plan, streams, &container.cgroup, born_in, Some(target.as_fd()))
             .map_err(system("starting the launcher"))?;
         let pid = process.pid;
         let process = Process { state: State::Launching { tag }, ..process };
@@ -239,32 +271,41 @@ impl Init {
         Ok(None)
     }
 
-    /// Starts a launcher that becomes a process of a container, with streams of our making.
+    /// Starts a launcher that becomes a process of a container, with streams of our making or those that were given.
     fn launch_process(
         &self,
         mode: Mode,
         plan: &OwnedFd,
-        terminal: bool,
+        given: Given,
         cgroup: &Cgroup,
         pid_namespace: BornIn<'_>,
         target: Option<BorrowedFd<'_>>,
     ) -> io::Result<(Process, Option<OwnedFd>, OwnedFd)> {
-        let null = self.null.try_clone()?;
-        let (streams, stdio) = if terminal {
-            let (stage_read, stage_write) = pipe()?;
-            let stdio = Stdio { output: Some(stage_read), error: Some(stage_write), ..Stdio::default() };
-            ([null.try_clone()?, null.try_clone()?, null], stdio)
-        } else {
-            let (input_read, input_write) = pipe()?;
-            let (output_read, output_write) = pipe()?;
-            let (error_read, error_write) = pipe()?;
-            let stdio = Stdio {
-                input: Some(input_write),
-                output: Some(output_read),
-                error: Some(error_read),
-                taken: [0; 2],
-            };
-            ([input_read, output_write, error_write], stdio)
+        let null = || self.null.try_clone();
+        let terminal = matches!(given, Given::Terminal);
+        let (streams, stdio) = match given {
+            Given::Terminal => {
+                let (stage_read, stage_write) = pipe()?;
+                let stdio = Stdio { output: Some(stage_read), error: Some(stage_write), ..Stdio::default() };
+                ([null()?, null()?, null()?], stdio)
+            }
+            Given::Pipes => {
+                let (input_read, input_write) = pipe()?;
+                let (output_read, output_write) = pipe()?;
+                let (error_read, error_write) = pipe()?;
+                let stdio = Stdio {
+                    input: Some(input_write),
+                    output: Some(output_read),
+                    error: Some(error_read),
+                    taken: [0; 2],
+                };
+                ([input_read, output_write, error_write], stdio)
+            }
+            // Ours are closed with the launch: their end is the process's.
+            Given::Passed([input, output, error]) => {
+                let or_null = |stream: Option<OwnedFd>| stream.map_or_else(null, Ok);
+                ([or_null(input)?, or_null(output)?, or_null(error)?], Stdio::default())
+            }
         };
         let gate = if mode == Mode::Create { Some(pipe()?) } else { None };
         let [input, output, error] = &streams;
@@ -410,6 +451,30 @@ impl Init {
         match self.container_mut(id)?.processes.get("") {
             Some(process) if process.state == State::Running => Ok(process),
             _ => Err(failure(FailureKind::State, format!("container {id} is not running"))),
+        }
+    }
+}
+
+/// Standard streams of a new process.
+enum Given {
+    Terminal,
+    Pipes,
+    /// The host's; `None` is `/dev/null`.
+    Passed([Option<OwnedFd>; 3]),
+}
+
+impl Given {
+    fn new(streams: Streams, passed: Vec<OwnedFd>, terminal: bool) -> Result<Self, Failure> {
+        match streams {
+            Streams::Kept if terminal => Ok(Self::Terminal),
+            Streams::Kept => Ok(Self::Pipes),
+            Streams::Passed(_) if terminal => {
+                Err(failure(FailureKind::Refused, "streams of the host's beside a terminal"))
+            }
+            Streams::Passed(given) => {
+                let mut passed = passed.into_iter();
+                Ok(Self::Passed(given.map(|given| if given { passed.next() } else { None })))
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::cmdline::{Cmdline, ScratchChoice};
 use crate::console::say;
 use crate::launch::{Grant, Launch, Purpose, launch};
 use crate::manifest::Manifest;
+use crate::ports::Listeners;
 use crate::puller::{Puller, StoreOptions};
 use crate::table::{Container, MemoryWatch};
 use crate::{InitError, boot};
@@ -27,6 +28,7 @@ use std::time::Duration;
 /// Tokens of the epoll set; launches have the numbers from here on.
 const SIGNALS: u64 = 0;
 const AGENT: u64 = 1;
+const DEBUG_CONSOLE: u64 = 2;
 const FIRST_LAUNCH: u64 = 16;
 /// Added to the numbers of containers' memory events.
 const MEMORY_EVENTS: u64 = 1 << 63;
@@ -47,6 +49,9 @@ pub struct Init {
     pub(crate) manifest: Manifest,
     pub(crate) agent: Option<Agent>,
     pub(crate) null: OwnedFd,
+    pub(crate) listeners: Listeners,
+    /// What agents are started from instead of the image's, since an upgrade.
+    pub(crate) agent_program: Option<OwnedFd>,
     agent_state: OwnedFd,
     agent_deaths: Deaths,
     generation: u32,
@@ -57,7 +62,7 @@ pub struct Init {
 
 impl Init {
     pub fn new(
-        listener: OwnedFd,
+        (listener, listeners): (OwnedFd, Listeners),
         cgroups: Hierarchy,
         timeline: Timeline,
         manifest: Manifest,
@@ -67,6 +72,9 @@ impl Init {
         let epoll =
             epoll::create(epoll::CreateFlags::CLOEXEC).map_err(InitError::system("making the epoll set"))?;
         watch(&epoll, signals.as_fd(), SIGNALS).map_err(InitError::io("watching signals"))?;
+        if let Some(console) = &listeners.console {
+            watch(&epoll, console.as_fd(), DEBUG_CONSOLE).map_err(InitError::io("watching a port"))?;
+        }
         let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
         Ok(Self {
             listener,
@@ -80,6 +88,8 @@ impl Init {
             manifest,
             agent: None,
             null: null.map_err(InitError::io("opening /dev/null"))?.into(),
+            listeners,
+            agent_program: None,
             agent_state: memfd::fixed("agent-state", STATE_BYTES)
                 .map_err(InitError::io("making the agent's state"))?,
             agent_deaths: Deaths::default(),
@@ -122,6 +132,7 @@ impl Init {
             ScratchChoice::Tmpfs(_) => Scratch::Tmpfs { bytes },
         };
         self.store.quota = cmdline.store_quota;
+        self.store.images = self.manifest.images.clone();
         if matches!(cmdline.scratch, ScratchChoice::Kept(_)) {
             self.store.boot = Some(boot::name().map_err(InitError::system("naming this boot"))?);
         }
@@ -136,6 +147,7 @@ impl Init {
         self.generation = self.generation.saturating_add(1);
         let agent = Agent::start(
             self.generation,
+            self.agent_program.as_ref().map(AsFd::as_fd),
             self.listener.as_fd(),
             self.agent_state.as_fd(),
             self.cgroups.agent.as_fd(),
@@ -160,6 +172,7 @@ impl Init {
                 match event.data.u64() {
                     SIGNALS => self.signals()?,
                     AGENT => self.requests(),
+                    DEBUG_CONSOLE => self.console_connection(),
                     number if number & MEMORY_EVENTS != 0 => self.memory_event(number),
                     launch => self.launch_progress(launch),
                 }
@@ -184,16 +197,29 @@ impl Init {
             }
         }
         while let Some(ended) = nacre_sys::process::reap().map_err(InitError::io("reaping"))? {
-            if self.agent.as_ref().is_some_and(|agent| agent.pid == ended.pid) {
-                self.agent = None;
-                say(&format!("the agent ended with code {}; starting another", ended.code));
-                self.agent_deaths.record(ended.code)?;
-                self.start_agent()?;
-            } else {
-                self.child_ended(ended.pid, ended.code);
+            match self.agent.take_if(|agent| agent.pid == ended.pid) {
+                Some(agent) => self.agent_ended(&agent, ended.code)?,
+                None => self.child_ended(ended.pid, ended.code),
             }
         }
         Ok(())
+    }
+
+    fn agent_ended(&mut self, agent: &Agent, code: u8) -> Result<(), InitError> {
+        if agent.leaving {
+            say("the agent made room for another program");
+        } else {
+            say(&format!("the agent ended with code {code}; starting another"));
+            let kept_dying = self.agent_deaths.record(code);
+            if agent.upgraded && (!agent.settled || kept_dying.is_err()) {
+                say("the program that the agent was upgraded to is of no use: back to the image's");
+                self.agent_program = None;
+                self.agent_deaths = Deaths::default();
+            } else {
+                kept_dying?;
+            }
+        }
+        self.start_agent()
     }
 
     /// Reads what the agent asks. All that is there is read in one turn: its number is bounded by the tags.

@@ -11,7 +11,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Goes up with every incompatible change; both ends come from one image, so a mismatch is a packing error.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longest frame either way, in bytes.
 pub const FRAME_MAX: usize = 16 * 1024;
 /// Most descriptors that one frame carries.
@@ -22,6 +22,8 @@ pub const OUTSTANDING_MAX: usize = 16;
 pub const STATE_BYTES: u64 = 1024 * 1024;
 /// Longest text in a [`Failure`], in bytes; init cuts what is longer.
 pub const MESSAGE_MAX: usize = 1024;
+/// Longest program of an agent, in bytes.
+pub const PROGRAM_MAX: u64 = 4 * 1024 * 1024;
 /// Most bytes that one [`RequestBody::Reseed`] gives.
 pub const SEED_MAX: usize = 4096;
 
@@ -54,12 +56,14 @@ pub enum RequestBody {
     Hello { version: u32 },
     /// The `index`th process that init holds. Reply: [`ReplyBody::Held`] or [`ReplyBody::NoMore`].
     Held { index: u32 },
-    /// Create a container up to its start gate. Descriptors: the plan (sealed memfd). Reply: [`ReplyBody::Created`].
-    CreateContainer { id: String, pid_namespace: PidNamespace, terminal: bool },
+    /// Create a container up to its start gate. Descriptors: the plan (sealed memfd), then those of `streams`. Reply:
+    /// [`ReplyBody::Created`].
+    CreateContainer { id: String, pid_namespace: PidNamespace, terminal: bool, streams: Streams },
     /// Open the start gate. Reply: [`ReplyBody::Done`] after the command was executed.
     StartContainer { id: String },
-    /// Start a process in a running container. Descriptors: the plan. Reply: [`ReplyBody::Created`].
-    Exec { process: ProcessRef, terminal: bool },
+    /// Start a process in a running container. Descriptors: the plan, then those of `streams`. Reply:
+    /// [`ReplyBody::Created`].
+    Exec { process: ProcessRef, terminal: bool, streams: Streams },
     /// Send `signal` to one process, or to every process of the container's cgroup (only with 9, SIGKILL).
     Signal { process: ProcessRef, signal: u8, whole_container: bool },
     /// Drop init's copy of the process's standard input, so that the agent's close becomes end-of-file.
@@ -94,6 +98,10 @@ pub enum RequestBody {
     Open { file: KernelFile },
     /// What `/proc` says of the guest's own processes. Reply: [`ReplyBody::Report`].
     Report,
+    /// From now on agents are started from this program. Descriptors: the program (sealed memfd of at most [`PROGRAM_MAX`]
+    /// bytes). Reply: [`ReplyBody::Done`]; who asked then ends itself. A program that fails before it has taken over what
+    /// init holds is given up for the one before it.
+    Upgrade,
     /// End the VM: kill all, sync, reboot.
     PowerOff,
 }
@@ -199,6 +207,27 @@ pub enum OutputStream {
     Error,
 }
 
+/// Where the standard streams of a new process come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Streams {
+    /// Pipes or a terminal that init keeps.
+    Kept,
+    /// Connections of the host's that become the process's own: one descriptor for each that is true, of stdin, stdout and
+    /// stderr; `/dev/null` for the others. Nobody in the guest keeps them, and there is nothing to read or write for the
+    /// agent. Not with a terminal.
+    Passed([bool; 3]),
+}
+
+impl Streams {
+    /// Descriptors that come with it.
+    pub fn count(self) -> usize {
+        match self {
+            Self::Kept => 0,
+            Self::Passed(given) => given.into_iter().filter(|given| *given).count(),
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PidNamespace {
     /// A fresh one: the container's process is its PID 1.
@@ -216,6 +245,7 @@ pub enum FromInit {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReplyBody {
     Done,
+    /// Descriptors: listening vsock sockets for the agent's log and for streams that are passed, as far as it says so.
     Welcome(Welcome),
     /// Descriptors as for [`ReplyBody::Created`].
     Held(HeldProcess),
@@ -245,6 +275,12 @@ pub struct Welcome {
     /// Boot stages in order, each with its end in microseconds after the kernel's start.
     pub boot: Vec<(String, u64)>,
     pub scratch: Scratch,
+    /// Whether there is a listener for who reads the agent's log, and one for streams of the host's that become those of
+    /// processes.
+    pub log: bool,
+    pub passed: bool,
+    /// The agent's program is not the image's.
+    pub upgraded: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

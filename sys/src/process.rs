@@ -18,7 +18,7 @@ const STRINGS_MAX: usize = 16;
 
 /// What a child is born with.
 pub struct Spawn<'a> {
-    pub program: &'a CStr,
+    pub program: Program<'a>,
     pub args: &'a [&'a CStr],
     pub env: &'a [&'a CStr],
     /// Descriptor and the number that it gets; all others are closed on exec.
@@ -28,6 +28,13 @@ pub struct Spawn<'a> {
     pub pid_namespace: PidNamespace<'a>,
     /// Drop to this user and group, with no capability in any set and no way to get one back.
     pub unprivileged: Option<u32>,
+}
+
+#[derive(Clone, Copy)]
+pub enum Program<'a> {
+    At(&'a CStr),
+    /// An open file, which is closed on exec.
+    File(BorrowedFd<'a>),
 }
 
 #[derive(Clone, Copy)]
@@ -154,6 +161,11 @@ fn clone_and_exec(spawn: &Spawn<'_>) -> io::Result<Child> {
 /// In the child: descriptors, rights, exec. Comes back with the errno of what failed. Allocates nothing.
 fn become_child(spawn: &Spawn<'_>, argv: &[*const i8], envp: &[*const i8]) -> i32 {
     let attempt = || -> io::Result<()> {
+        let program = match spawn.program {
+            Program::At(path) => (libc::AT_FDCWD, path, 0),
+            // Out of the way of the numbers below.
+            Program::File(file) => (duplicate_above(file)?, c"", libc::AT_EMPTY_PATH),
+        };
         place_descriptors(spawn.fds)?;
         reset_signals()?;
         if let Some(id) = spawn.unprivileged {
@@ -161,7 +173,8 @@ fn become_child(spawn: &Spawn<'_>, argv: &[*const i8], envp: &[*const i8]) -> i3
         }
         // SAFETY: NUL-terminated strings and null-terminated arrays of them, alive until the exec.
         check(unsafe {
-            libc::syscall(libc::SYS_execve, spawn.program.as_ptr(), argv.as_ptr(), envp.as_ptr())
+            let (directory, path, flags) = program;
+            libc::syscall(libc::SYS_execveat, directory, path.as_ptr(), argv.as_ptr(), envp.as_ptr(), flags)
         })
         .map(drop)
     };
@@ -178,10 +191,7 @@ fn place_descriptors(fds: &[(BorrowedFd<'_>, i32)]) -> io::Result<()> {
         if !(0..=FD_NUMBER_MAX).contains(target) {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
-        // SAFETY: no pointers.
-        *slot = check(unsafe {
-            libc::syscall(libc::SYS_fcntl, source.as_raw_fd(), libc::F_DUPFD_CLOEXEC, FD_NUMBER_MAX + 1)
-        })? as i32;
+        *slot = duplicate_above(*source)?;
     }
     // SAFETY: no pointers; marks, closes nothing.
     check(unsafe { libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })?;
@@ -190,6 +200,14 @@ fn place_descriptors(fds: &[(BorrowedFd<'_>, i32)]) -> io::Result<()> {
         check(unsafe { libc::syscall(libc::SYS_dup3, *source, *target, 0) })?;
     }
     Ok(())
+}
+
+/// A copy above every number that a child is given, closed on exec.
+fn duplicate_above(fd: BorrowedFd<'_>) -> io::Result<i32> {
+    // SAFETY: no pointers.
+    let copy =
+        unsafe { libc::syscall(libc::SYS_fcntl, fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, FD_NUMBER_MAX + 1) };
+    check(copy).map(|fd| fd as i32)
 }
 
 /// The parent blocks signals to read them from a signalfd; a child starts with none blocked and SIGPIPE as it was born.
@@ -261,7 +279,7 @@ mod tests {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let null = std::fs::File::open("/dev/null").unwrap();
         let child = spawn(&Spawn {
-            program: c"/bin/sh",
+            program: Program::At(c"/bin/sh"),
             args: &[c"sh", c"-c", c"echo to seven >&7; ls /proc/self/fd | tr '\\n' ' ' >&7"],
             env: &[c"PATH=/bin:/usr/bin"],
             fds: &[(null.as_fd(), 0), (null.as_fd(), 1), (null.as_fd(), 2), (writer.as_fd(), 7)],
@@ -280,7 +298,7 @@ mod tests {
     #[test]
     fn a_program_that_is_not_there_is_exit_code_127() {
         let child = spawn(&Spawn {
-            program: c"/nowhere",
+            program: Program::At(c"/nowhere"),
             args: &[c"nowhere"],
             env: &[],
             fds: &[],

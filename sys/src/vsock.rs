@@ -37,9 +37,17 @@ pub fn listen(port: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Accepts one connection, non-blocking and close-on-exec; gives the peer's context id, or `None` when the listener is
+/// Who has connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Context id.
+    pub cid: u32,
+    pub port: u32,
+}
+
+/// Accepts one connection, non-blocking and close-on-exec; gives the peer, or `None` when the listener is
 /// of another family (a unix socket in tests, whose permissions say who may connect).
-pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Option<u32>)> {
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Option<Peer>)> {
     // SAFETY: all-zero is a valid sockaddr_storage.
     let mut address: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
     let mut length = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
@@ -58,7 +66,7 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Option<u32>)> {
     }
     // SAFETY: the family says that the storage holds a sockaddr_vm, which is smaller than it.
     let peer = unsafe { *(&raw const address).cast::<libc::sockaddr_vm>() };
-    Ok((connection, Some(peer.svm_cid)))
+    Ok((connection, Some(Peer { cid: peer.svm_cid, port: peer.svm_port })))
 }
 
 fn check(result: i32) -> io::Result<i32> {

@@ -57,6 +57,11 @@ pub fn helper(name: &str) -> PathBuf {
     FOLDER.get_or_init(build_helpers).join(name)
 }
 
+/// A program as the guest image has it.
+pub fn guest_program(name: &str) -> PathBuf {
+    target().join(STATIC_TARGET).join("guest").join(name)
+}
+
 /// A guest image in which a prober stands behind init (`src/bin/test_init.rs`); built when it is not in the cache.
 ///
 /// # Panics
@@ -68,7 +73,7 @@ pub fn probed_image() -> PathBuf {
 
 /// The same, with more files: place in the image and file here.
 pub fn image_with(extra: &[(&str, &Path)]) -> PathBuf {
-    let init = target().join(STATIC_TARGET).join("guest/nacre-init");
+    let init = guest_program("nacre-init");
     let stand_in = helper("nacre-test-init");
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace()).args(["xtask", "image"]);

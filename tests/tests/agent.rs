@@ -13,9 +13,13 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const PAUSE: &str = "1500";
 
 fn nacre() -> Nacre {
+    killing_every(PAUSE)
+}
+
+fn killing_every(milliseconds: &str) -> Nacre {
     let nacre = Nacre::new();
     let file = nacre.guard().folder().join("pause");
-    std::fs::write(&file, PAUSE).unwrap();
+    std::fs::write(&file, milliseconds).unwrap();
     nacre.image(artefacts::image_with(&[("etc/nacre-test-kill-agent", &file)]))
 }
 
@@ -60,4 +64,14 @@ fn killing_the_agent_hurts_no_container() {
     nacre.run(["ps", "-q"]).exited(0).printed("box\n");
     nacre.run(["stop", "-t", "1", "box"]).exited(0);
     nacre.run(["rm", "box"]).exited(0);
+}
+
+#[test]
+fn an_agent_that_keeps_dying_ends_the_sandbox_and_says_so() {
+    require!(vm, tool "umoci", tool "busybox");
+    let nacre = killing_every("100");
+    let output = nacre.run(["run", "-q", &images().reference("small"), "sleep", "100"]);
+    assert_eq!(output.code, 125, "{output}");
+    let expected = "the agent ended 9 times in 10 s; its last exit code was 137";
+    assert!(output.stderr.contains(expected), "{output}");
 }

@@ -2,16 +2,21 @@
 //! in `tests/traces`, written from the facts that are known about both shims.
 
 use std::fs::{File, Permissions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use nacre::devices::fs::{Access, Share};
 use nacre::vmm::{Accel, Scratch, Vm, VmConfig, VmEnd};
+use nacre_protocols::host_agent::nacre::UpgradeAgentRequest;
 use nacre_protocols::names::AGENT_VSOCK_PORT;
 use nacre_tests::agentctl::{Client, trace};
 use nacre_tests::{artefacts, require, tool};
+use prost::Message;
 
 /// How long a guest may take to end.
 const END: Duration = Duration::from_secs(30);
@@ -47,12 +52,36 @@ impl Guest {
         Self { vm: Vm::start(config).expect("no VM"), folder }
     }
 
+    fn client(&self) -> Client {
+        Client::connect_when_booted(self.vm.vsock_path(), AGENT_VSOCK_PORT).expect("no agent")
+    }
+
     #[track_caller]
     fn play(&self, name: &str) {
-        let client = Client::connect_when_booted(self.vm.vsock_path(), AGENT_VSOCK_PORT).expect("no agent");
         let file = artefacts::workspace().join("tests/traces").join(name);
-        let text = std::fs::read_to_string(&file).expect("no trace");
-        if let Err(error) = trace::play(&client, &text) {
+        self.play_text(name, &std::fs::read_to_string(&file).expect("no trace"));
+    }
+
+    /// Connects to a port of the guest; gives the port that the connection has on this side, too.
+    fn dial(&self, port: u32) -> io::Result<(UnixStream, u32)> {
+        let mut stream = UnixStream::connect(self.vm.vsock_path())?;
+        stream.set_read_timeout(Some(END))?;
+        stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+        let mut answer = Vec::new();
+        while answer.last() != Some(&b'\n') {
+            let mut byte = [0];
+            stream.read_exact(&mut byte)?;
+            answer.extend(byte);
+        }
+        let answer = String::from_utf8_lossy(&answer);
+        let own = answer.strip_prefix("OK ").and_then(|port| port.trim().parse().ok());
+        own.map(|own| (stream, own)).ok_or_else(|| io::Error::other(answer.into_owned()))
+    }
+
+    #[track_caller]
+    fn play_text(&self, name: &str, text: &str) {
+        let client = self.client();
+        if let Err(error) = trace::play(&client, text) {
             let console = std::fs::read(self.folder.path().join("console.log")).unwrap_or_default();
             panic!("{name}, {error}\nthe console:\n{}", String::from_utf8_lossy(&console));
         }
@@ -130,4 +159,117 @@ fn the_bounds_of_the_command_line_hold() {
 fn a_guest_out_of_a_template_is_made_its_own() {
     require!(vm, tool "busybox");
     Guest::boot().play("template.jsonl");
+}
+
+/// The lines that make a pod with one share, and what its containers' documents begin with.
+const POD: &str = r#"
+{"call": "CreateSandbox", "with": {"sandbox_id": "box", "storages": [{"driver": "virtio-fs", "source": "kataShared", "fstype": "virtiofs", "mount_point": "/run/kata-containers/shared/containers/"}]}, "gives": {}}
+{"let": "mounts", "is": [{"destination": "/proc", "type": "proc", "source": "proc"}, {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]}]}
+{"let": "root", "is": {"path": "/run/kata-containers/shared/containers/app0/rootfs"}}
+"#;
+
+fn all_of(mut stream: UnixStream) -> String {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("the stream does not end");
+    text
+}
+
+#[test]
+fn connections_of_the_host_become_the_streams_of_processes() {
+    require!(vm, tool "busybox");
+    let words = ["agent.passfd_listener_port=1027", "agent.log_vport=1025", "agent.debug_console"];
+    let guest = Guest::boot_with(|_, config| config.cmdline.extend(words.map(str::to_owned)));
+    drop(guest.client());
+    let (mut stdin, stdin_port) = guest.dial(1027).unwrap();
+    let (stdout, stdout_port) = guest.dial(1027).unwrap();
+    let (stderr, stderr_port) = guest.dial(1027).unwrap();
+    let (only, only_port) = guest.dial(1027).unwrap();
+    let process =
+        r#"{"args": ["/bin/sh", "-c", "cat; echo wrong >&2; exit 7"], "env": ["PATH=/bin"], "cwd": "/"}"#;
+    let create = format!(
+        r#"{{"call": "CreateContainer", "with": {{"container_id": "app0", "exec_id": "app0", "stdin_port": {stdin_port}, "stdout_port": {stdout_port}, "stderr_port": {stderr_port}, "oci": {{"root": "$root", "mounts": "$mounts", "process": {process}}}}}, "gives": {{}}}}
+{{"call": "StartContainer", "with": {{"container_id": "app0"}}, "gives": {{}}}}
+{{"call": "ExecProcess", "with": {{"container_id": "app0", "exec_id": "e", "stdout_port": {only_port}, "process": {{"args": ["/bin/sh", "-c", "cat; echo done; echo nobody hears this >&2"], "env": ["PATH=/bin"], "cwd": "/"}}}}, "gives": {{}}}}
+{{"call": "ExecProcess", "with": {{"container_id": "app0", "exec_id": "f", "stdout_port": {only_port}, "process": {{"args": ["/bin/true"], "cwd": "/"}}}}, "fails": {{"code": 3, "text": "no connection from port"}}}}
+{{"call": "WaitProcess", "with": {{"container_id": "app0", "exec_id": "e"}}, "gives": {{"status": 0}}}}"#
+    );
+    guest.play_text("streams", &format!("{POD}{create}"));
+    assert_eq!(all_of(only), "done\n", "its stdin and stderr are nowhere");
+    // More than any buffer on the way holds: who reads late holds back who writes.
+    let long: Vec<u8> = (0..4_000_000u32).map(|number| (number % 251) as u8).collect();
+    let reader = std::thread::spawn(move || {
+        let (mut stdout, mut bytes) = (stdout, Vec::new());
+        std::thread::sleep(Duration::from_millis(300));
+        stdout.read_to_end(&mut bytes).map(|_| bytes)
+    });
+    stdin.write_all(&long).unwrap();
+    stdin.shutdown(Shutdown::Write).unwrap();
+    assert!(reader.join().unwrap().unwrap() == long, "the bytes came out otherwise");
+    assert_eq!(all_of(stderr), "wrong\n");
+    guest.play_text(
+        "its end",
+        r#"{"call": "ReadStdout", "with": {"container_id": "app0", "exec_id": "app0", "len": 100}, "gives": {"data": ""}}
+{"call": "WaitProcess", "with": {"container_id": "app0", "exec_id": "app0"}, "gives": {"status": 7}}
+{"call": "RemoveContainer", "with": {"container_id": "app0"}, "gives": {}}"#,
+    );
+    let (log, _) = guest.dial(1025).unwrap();
+    let mut line = String::new();
+    BufReader::new(log).read_line(&mut line).unwrap();
+    let line: serde_json::Value = serde_json::from_str(&line).expect("no JSON");
+    assert_eq!((&line["level"], &line["msg"]), (&"INFO".into(), &"agent 1 is up".into()), "{line}");
+    let console = guest.dial(1026).map(|_| ()).unwrap_err();
+    assert_eq!(
+        console.kind(),
+        io::ErrorKind::UnexpectedEof,
+        "a console without the manifest's leave: {console}"
+    );
+}
+
+#[test]
+fn no_port_is_open_that_was_not_asked_for() {
+    require!(vm, tool "busybox");
+    let guest = Guest::boot_with(|_, config| config.cmdline.push("nacre.allow=console".to_owned()));
+    drop(guest.client());
+    for port in [1025, 1026, 1027] {
+        assert!(guest.dial(port).is_err(), "{port}");
+    }
+}
+
+/// Asks for another agent's program, and gives the answer.
+fn upgrade(guest: &Guest, program: &Path) -> Result<(), String> {
+    let request = UpgradeAgentRequest { program: std::fs::read(program).expect("no program") };
+    let payload = request.encode_to_vec();
+    // Its connection ends with it.
+    let client = guest.client();
+    let pending = client.begin("nacre.v1.Sandbox", "UpgradeAgent", payload, None).expect("no agent");
+    match pending.wait(END).expect("no answer").expect("no answer in time").into_result() {
+        Ok(_) => Ok(()),
+        Err(status) => Err(status.message),
+    }
+}
+
+#[test]
+fn an_agent_is_replaced_while_its_containers_run() {
+    require!(vm, tool "busybox");
+    let guest = Guest::boot_with(|_, config| config.cmdline.push("nacre.allow=upgrade".to_owned()));
+    guest.play_text(
+        "a container",
+        &format!(
+            r#"{POD}
+{{"call": "CreateContainer", "with": {{"container_id": "app0", "exec_id": "app0", "oci": {{"root": "$root", "mounts": "$mounts", "process": {{"args": ["/bin/sh", "-c", "echo up; read line; echo got $line; exit 5"], "env": ["PATH=/bin"], "cwd": "/"}}}}}}, "gives": {{}}}}
+{{"call": "StartContainer", "with": {{"container_id": "app0"}}, "gives": {{}}}}"#
+        ),
+    );
+    // A program that is no agent: the image's comes back.
+    upgrade(&guest, &tool::find("busybox").expect("no busybox")).unwrap();
+    guest.play_text("the image's agent", r#"{"call": "GetReport", "gives": {"agent_generation": 3}}"#);
+    upgrade(&guest, &artefacts::guest_program("nacre-agent")).unwrap();
+    guest.play_text(
+        "the new agent",
+        r#"{"call": "GetReport", "gives": {"agent_generation": 4, "agent_upgraded": true}}
+{"call": "WriteStdin", "with": {"container_id": "app0", "exec_id": "app0", "data": "this\n"}, "gives": {"len": 5}}
+{"read": "ReadStdout", "with": {"container_id": "app0", "exec_id": "app0", "len": 100}, "gives": "up\ngot this\n"}
+{"call": "WaitProcess", "with": {"container_id": "app0", "exec_id": "app0"}, "gives": {"status": 5}}
+{"call": "RemoveContainer", "with": {"container_id": "app0"}, "gives": {}}"#,
+    );
 }

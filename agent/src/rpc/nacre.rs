@@ -1,6 +1,6 @@
 //! The additive service: pulls with progress, and figures of the guest's own processes.
 
-use super::{Context, method};
+use super::{Context, Outcome, Reply, method, reply, request};
 use crate::error::RpcError;
 use crate::pulls::{Layer, Progress, native_platform};
 use nacre_protocols::agent_init::{ReplyBody, RequestBody};
@@ -13,10 +13,14 @@ use nacre_protocols::frame;
 use nacre_protocols::host_agent::nacre::{
     self as wire, BootStage, CancelPullRequest, CollectImagesRequest, Collected, Failure, Image, ImageLayer,
     ImageList, LayerState, ListImagesRequest, ProcessMemory, PullState, Report, ReportRequest,
-    StartPullRequest, StoredImage, WatchPullRequest, failure, layer_state, pull_state::Stage, sandbox,
+    StartPullRequest, StoredImage, UpgradeAgentReply, WatchPullRequest, failure, layer_state,
+    pull_state::Stage, sandbox,
 };
 use nacre_protocols::names::{Sha256, is_valid_id};
+use std::pin::Pin;
 
+/// How a program begins (elf(5)).
+const ELF: &[u8] = b"\x7fELF";
 /// Longest list of registries, certificates or aliases, in entries.
 const LIST_MAX: usize = 64;
 /// Most references that one request lets go.
@@ -107,6 +111,28 @@ async fn get_report(context: Context, _: ReportRequest) -> Result<Report, RpcErr
         boot: welcome.boot.iter().map(stage).collect(),
         processes: processes.into_iter().map(memory).collect(),
         agent_generation: welcome.generation,
+        agent_upgraded: welcome.upgraded,
+    })
+}
+
+/// Has init start another program in this one's place, and ends: when the host has the answer, or nobody waits for it any more.
+pub fn upgrade_agent(context: Context, payload: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome>>> {
+    struct End;
+    impl Drop for End {
+        fn drop(&mut self) {
+            std::process::exit(0)
+        }
+    }
+    Box::pin(async move {
+        let request = request::<sandbox::UpgradeAgent>(&payload)?;
+        drop(payload);
+        if !request.program.starts_with(ELF) {
+            return Err(RpcError::invalid("program: not an ELF file"));
+        }
+        context.agent.init.upgrade(&request.program).await?;
+        let end = End;
+        let answer = reply::<sandbox::UpgradeAgent>(&UpgradeAgentReply {})?;
+        Ok(Reply { sent: Some(Box::new(move || drop(end))), ..answer })
     })
 }
 

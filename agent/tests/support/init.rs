@@ -231,6 +231,9 @@ impl World {
                     generation: self.generation,
                     boot: vec![("kernel".into(), 1000)],
                     scratch: Scratch::Disk { bytes: 1 << 30 },
+                    log: false,
+                    passed: false,
+                    upgraded: false,
                 };
                 Ok((ReplyBody::Welcome(welcome), vec![]))
             }
@@ -257,7 +260,7 @@ impl World {
                 self.process(&name)?.state = HeldState::Running;
                 done
             }
-            RequestBody::Exec { process, terminal } => {
+            RequestBody::Exec { process, terminal, .. } => {
                 Ok((ReplyBody::Created { pid: 8 }, self.make(process.clone(), *terminal, HeldState::Running)))
             }
             RequestBody::Signal { process, .. } => {
@@ -319,6 +322,7 @@ impl World {
                 Ok((ReplyBody::Opened, vec![memfd::sealed("file", text.as_bytes()).unwrap()]))
             }
             RequestBody::Update { .. }
+            | RequestBody::Upgrade
             | RequestBody::OnlineCpus { .. }
             | RequestBody::Reseed { .. }
             | RequestBody::Storage

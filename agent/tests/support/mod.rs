@@ -9,7 +9,7 @@ pub mod init;
 use init::FakeInit;
 use nacre_protocols::agent_init::{STATE_BYTES, agent_fd};
 use nacre_protocols::names::AGENT_UID;
-use nacre_sys::process::{PidNamespace, Spawn, spawn};
+use nacre_sys::process::{PidNamespace, Program, Spawn, spawn};
 use rustix::process::{Pid, Signal, WaitOptions};
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
@@ -87,6 +87,20 @@ impl Sandbox {
         self.init.detach();
     }
 
+    /// After the agent has ended by itself and was reaped.
+    pub fn agent_is_gone(&mut self) {
+        self.agent = None;
+        self.init.detach();
+    }
+
+    pub fn agent_pid(&self) -> i32 {
+        self.agent.as_ref().unwrap().pid.as_raw_nonzero().get()
+    }
+
+    pub fn dial(&self) -> std::io::Result<std::os::unix::net::UnixStream> {
+        std::os::unix::net::UnixStream::connect(self.directory.path().join("agent.sock"))
+    }
+
     /// Runs an agent to its end, as this user; gives its exit code.
     pub fn run_agent_as(&mut self, user: Option<u32>) -> i32 {
         let socket = self.init.attach();
@@ -101,7 +115,7 @@ impl Sandbox {
         let stderr = std::io::stderr();
         let _spawning = ONE_AT_A_TIME.lock();
         let child = spawn(&Spawn {
-            program: &program,
+            program: Program::At(&program),
             args: &[c"nacre-agent"],
             env: &[],
             fds: &[

@@ -376,6 +376,7 @@ pub fn context_with(store: &Path, to_indexer: OwnedFd, stall: Duration) -> Arc<C
         timeouts: Timeouts { connect: millis(2000), first_byte: millis(2000), stall },
         retry: RetryPolicy { retries: 3, first_delay: millis(1), longest_delay: millis(5) },
         resolv_conf,
+        images: None,
     });
     let answers = context.clone();
     std::thread::spawn(move || answers.indexer.receive());

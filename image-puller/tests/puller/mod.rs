@@ -12,7 +12,7 @@ use nacre_protocols::agent_puller::{
 };
 use nacre_protocols::{fetcher_indexer, frame, names};
 use nacre_puller::digest::Digest;
-use nacre_sys::process::{Child, PidNamespace, Spawn, spawn};
+use nacre_sys::process::{Child, PidNamespace, Program, Spawn, spawn};
 use nacre_sys::seqpacket;
 
 use crate::common::{MANIFEST_TYPE, TestImage, ports};
@@ -191,7 +191,7 @@ fn run(words: &[String], fds: &[(BorrowedFd<'_>, i32)], uid: u32) -> Child {
     let words: Vec<CString> = words.iter().map(|word| CString::new(word.as_str()).unwrap()).collect();
     let args: Vec<&CStr> = words.iter().map(CString::as_c_str).collect();
     let spec = Spawn {
-        program: args[0],
+        program: Program::At(args[0]),
         args: &args,
         env: &[],
         fds,

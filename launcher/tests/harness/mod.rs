@@ -8,7 +8,7 @@
 use nacre_protocols::frame;
 use nacre_protocols::init_launcher::*;
 use nacre_protocols::names::{KATA_RUN_DIR, LAYERS_DIR, STORE_DIR, UPPER_DIR};
-use nacre_sys::process::{Child, PidNamespace, Spawn, spawn};
+use nacre_sys::process::{Child, PidNamespace, Program, Spawn, spawn};
 use nacre_sys::{memfd, mounting, seqpacket};
 use rustix::fs::{Mode as FileMode, OFlags};
 use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags};
@@ -135,7 +135,7 @@ impl Guest {
         let ceiling = CString::new(format!("{ceiling:x}")).unwrap();
         let kinds = CString::new(format!("{:x}", storage::ALL)).unwrap();
         let child = spawn(&Spawn {
-            program: &program,
+            program: Program::At(&program),
             args: &[c"nacre-launcher", &mode_word, &ceiling, &kinds],
             env: &[],
             fds: &fds,

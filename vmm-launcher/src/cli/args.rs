@@ -31,6 +31,8 @@ pub enum Command {
     Kill(Kill),
     /// Remove what is left of a container
     Rm(Rm),
+    /// Put another program in the place of a sandbox's agent, while its containers run
+    AgentUpgrade(AgentUpgrade),
     /// Pull an image into a store, or into the sandbox of a container, and keep it there
     Pull(Box<Pull>),
     /// Show what images sandboxes and stores hold, or let go of some
@@ -134,6 +136,10 @@ pub struct Run {
     /// Most room that image layers may take, such as 10g
     #[arg(long, value_name = "SIZE", value_parser = values::bytes, conflicts_with = "within")]
     pub image_quota: Option<u64>,
+    /// What the sandbox may ever be asked for, whoever asks: containers=N, capabilities=HEX, storage=WORD,…,
+    /// images=sha256:HEX,…, allow=console,upgrade
+    #[arg(long, value_name = "WORD=VALUE", value_parser = values::bound, conflicts_with = "within")]
+    pub bound: Vec<String>,
 
     /// Network of the container
     #[arg(long, value_enum, default_value_t = Network::User)]
@@ -367,6 +373,15 @@ pub struct Rm {
     pub force: bool,
     #[arg(required = true)]
     pub names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct AgentUpgrade {
+    /// A container of the sandbox, which was started with --bound allow=upgrade
+    pub name: String,
+    /// The agent's program, as the guest image has it
+    #[arg(value_name = "FILE")]
+    pub program: PathBuf,
 }
 
 #[derive(Debug, Args)]

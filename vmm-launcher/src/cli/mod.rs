@@ -1,5 +1,6 @@
 //! The command line of `nacre`.
 
+mod agent_upgrade;
 pub mod args;
 mod attach;
 mod doctor;
@@ -52,6 +53,7 @@ pub fn main() -> ExitCode {
         Command::Images(args) => on_runtime(images::images(*args)),
         Command::Store(command) => store::store(&command),
         Command::Rm(args) => on_runtime(manage::rm(args)),
+        Command::AgentUpgrade(args) => on_runtime(agent_upgrade::upgrade(args)),
     };
     match result {
         Ok(code) => exit::code(code),

@@ -49,6 +49,8 @@ pub struct Plan {
 }
 
 /// Where the container goes.
+// There is one at a time.
+#[allow(clippy::large_enum_variant)]
 pub enum Place {
     New(MachineConfig),
     /// The sandbox of this container.
@@ -177,6 +179,7 @@ fn machine(
         image: guest_files::image(args.machine.image_file.as_deref())?,
         memory_mib: u32::try_from(memory).unwrap_or(u32::MAX),
         image_quota: args.image_quota,
+        bounds: args.bound.clone(),
         vcpus,
         scratch: match &args.scratch {
             _ if args.store.is_some() => store(args.store.as_deref().unwrap_or_default())?,

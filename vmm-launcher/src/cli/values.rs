@@ -26,6 +26,17 @@ pub enum ScratchArg {
     Tmpfs,
 }
 
+/// `--bound`: a word of the guest's manifest. The guest judges the value, and does not boot with one that it does not understand.
+pub fn bound(text: &str) -> Result<String, String> {
+    const WORDS: [&str; 5] = ["containers", "capabilities", "storage", "images", "allow"];
+    let known = text.split_once('=').is_some_and(|(word, _)| WORDS.contains(&word));
+    if known && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"') {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{text:?} is not WORD=VALUE with a word of {}", WORDS.join(", ")))
+    }
+}
+
 pub type PublishArg = Publish;
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -196,6 +196,12 @@ impl Client {
         self.call::<sandbox::CollectImages>(&request, CallRule::REPEATABLE).await
     }
 
+    /// Puts another program in the agent's place. Its connections end.
+    pub async fn upgrade_agent(&self, program: Vec<u8>) -> Result<(), ClientError> {
+        let request = own::UpgradeAgentRequest { program };
+        self.call::<sandbox::UpgradeAgent>(&request, CallRule::ONCE).await.map(drop)
+    }
+
     /// Boot stages and memory of the guest's own processes.
     pub async fn report(&self) -> Result<own::Report, ClientError> {
         self.call::<sandbox::GetReport>(&own::ReportRequest {}, CallRule::REPEATABLE).await

@@ -29,6 +29,8 @@ pub struct MachineConfig {
     pub scratch: ScratchSetting,
     /// Most bytes that image layers may take.
     pub image_quota: Option<u64>,
+    /// Words of the guest's manifest (`init/src/manifest.rs`), without their `nacre.`.
+    pub bounds: Vec<String>,
     /// QEMU's own network, which does not filter, instead of passt's.
     pub unfiltered_network: bool,
     /// Shared as `vol0`, `vol1`, …
@@ -129,6 +131,7 @@ impl MachineConfig {
         };
         config.cmdline.push(format!("nacre.scratch={word}"));
         config.cmdline.extend(self.image_quota.map(|bytes| format!("nacre.store_quota={bytes}")));
+        config.cmdline.extend(self.bounds.iter().map(|bound| format!("nacre.{bound}")));
         config.shares = self.shares.iter().enumerate().map(|(index, share)| share.share(index)).collect();
         config.network = self.net_config(image_port);
         config
