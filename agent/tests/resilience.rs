@@ -104,7 +104,7 @@ fn wait(container: &str, exec: &str) -> kata::WaitProcessRequest {
 
 /// Asks so much without reading that answers wait in the agent; not so much that it does not read any more.
 fn fill(client: &mut Client) {
-    for _ in 0..5000 {
+    for _ in 0..400 {
         client.send::<health::Version>(&kata::CheckRequest::default(), Duration::ZERO);
     }
 }
@@ -311,7 +311,7 @@ fn requests_beyond_the_limits_are_refused_and_checks_still_answered() {
     let before = sandbox.resident();
     let mut greedy = sandbox.connect();
     let polls: Vec<u32> =
-        (0..3000).map(|_| greedy.send::<GetOOMEvent>(&kata::GetOomEventRequest {}, Duration::ZERO)).collect();
+        (0..1300).map(|_| greedy.send::<GetOOMEvent>(&kata::GetOomEventRequest {}, Duration::ZERO)).collect();
     // The first ones wait; the others are refused.
     let refused = greedy.receive::<GetOOMEvent>(*polls.last().unwrap()).unwrap_err();
     assert_eq!(refused.code, Code::ResourceExhausted as i32);

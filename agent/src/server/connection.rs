@@ -6,12 +6,21 @@ use crate::agent::Agent;
 use crate::error::RpcError;
 use crate::rpc::{self, Context, Outcome, Route, Work};
 use nacre_protocols::host_agent::ttrpc::{
-    Code, FrameError, FrameKind, HEADER_LEN, Header, Request, Response, response_frame,
+    Code, FrameError, FrameKind, HEADER_LEN, Header, Request, Response, names, response_frame,
 };
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
+
+/// Read of a payload before it is decided whether the rest is worth its memory: room for the names, in bytes.
+const START_LEN: usize = 512;
+/// What stands around a request's message, metadata with it, at most; in bytes.
+const ENVELOPE_MAX: usize = 4 * 1024;
+/// Frames beyond this many bytes are received one at a time.
+const SMALL_FRAME_MAX: usize = 16 * 1024;
+/// How long a frame may take to arrive once it has begun.
+const FRAME_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves until the peer ends the connection or breaks the framing.
 pub async fn serve(agent: Rc<Agent>, connection: OwnedFd) -> io::Result<()> {
@@ -64,9 +73,18 @@ async fn read_requests(context: &Context, socket: &Socket) -> io::Result<()> {
             answer(&context.outbound, header.stream, Err(error));
             continue;
         }
-        let mut payload = vec![0; header.length as usize];
+        let length = header.length as usize;
+        let mut payload = vec![0; length.min(START_LEN)];
         if !payload.is_empty() && !reader.fill(&mut payload).await? {
             return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if length > START_LEN {
+            if let Err(error) = judge(&payload, length) {
+                reader.skip(length - START_LEN).await?;
+                answer(&context.outbound, header.stream, Err(error));
+                continue;
+            }
+            payload = whole(context, &mut reader, &payload, length).await?;
         }
         match Request::from_payload(&payload) {
             Ok(request) => {
@@ -76,6 +94,41 @@ async fn read_requests(context: &Context, socket: &Socket) -> io::Result<()> {
             Err(error) => answer(&context.outbound, header.stream, Err(RpcError::invalid(error.to_string()))),
         }
     }
+}
+
+/// Whether a request of so many bytes, of which these are the first, may go on.
+fn judge(start: &[u8], length: usize) -> Result<(), RpcError> {
+    let Some((service, method)) = names(start) else {
+        return Err(RpcError::invalid("the message does not begin with the names of a service and a method"));
+    };
+    let limit = rpc::route(service, method)?.request_max;
+    if length > limit + ENVELOPE_MAX {
+        let message = format!("{method} takes messages of at most {limit} bytes, not {length}");
+        return Err(RpcError::invalid(message));
+    }
+    Ok(())
+}
+
+/// The rest of a payload that begins with `start`.
+async fn whole(
+    context: &Context,
+    reader: &mut Reader<'_>,
+    start: &[u8],
+    length: usize,
+) -> io::Result<Vec<u8>> {
+    let is_large = length > SMALL_FRAME_MAX;
+    let turn = if is_large { Some(context.agent.limits.large.lock().await) } else { None };
+    let mut payload = vec![0; length];
+    payload.iter_mut().zip(start).for_each(|(to, from)| *to = *from);
+    let rest = payload.get_mut(start.len()..).unwrap_or_default();
+    let Ok(filled) = tokio::time::timeout(FRAME_PATIENCE, reader.fill(rest)).await else {
+        return Err(io::Error::new(io::ErrorKind::TimedOut, "a frame that does not end"));
+    };
+    if !filled? {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    drop(turn);
+    Ok(payload)
 }
 
 /// Answers at once what needs no waiting; gives everything else a task of its own.

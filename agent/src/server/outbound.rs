@@ -6,7 +6,9 @@ use std::collections::VecDeque;
 use tokio::sync::Notify;
 
 /// Most bytes that wait for a peer, apart from the answers to what is being worked on already.
-pub const OUTBOUND_MAX: usize = 4 * 1024 * 1024;
+pub const OUTBOUND_MAX: usize = 24 * 1024;
+/// What a frame costs beside its own bytes: its place in the queue, and two allocations.
+const FRAME_COST: usize = 96;
 
 #[derive(Default)]
 pub struct Outbound {
@@ -34,7 +36,7 @@ impl Outbound {
         if self.closed.get() {
             return;
         }
-        self.bytes.set(self.bytes.get() + frame.bytes.len());
+        self.bytes.set(self.bytes.get() + frame.bytes.len() + FRAME_COST);
         self.queue.borrow_mut().push_back(frame);
         self.more.notify_one();
     }
@@ -58,7 +60,7 @@ impl Outbound {
     }
 
     pub fn written(&self, bytes: usize) {
-        self.bytes.set(self.bytes.get().saturating_sub(bytes));
+        self.bytes.set(self.bytes.get().saturating_sub(bytes + FRAME_COST));
         if self.bytes.get() < OUTBOUND_MAX {
             self.less.notify_waiters();
         }

@@ -135,6 +135,21 @@ fn frame(stream: u32, kind: FrameKind, message: &impl Message) -> Result<Vec<u8>
     Ok(bytes)
 }
 
+/// Service and method that a payload begins with, if its first bytes have them: every client writes fields in the order of their
+/// numbers. Names of more than 127 bytes are not looked for.
+pub fn names(start: &[u8]) -> Option<(&str, &str)> {
+    let field = |bytes: &'_ [u8], tag: u8| -> Option<(usize, usize)> {
+        let [first, length, ..] = bytes else { return None };
+        (*first == tag && *length < 0x80).then_some((2, 2 + usize::from(*length)))
+    };
+    let (from, to) = field(start, 0x0a)?;
+    let service = start.get(from..to)?;
+    let rest = start.get(to..)?;
+    let (from, to) = field(rest, 0x12)?;
+    let method = rest.get(from..to)?;
+    Some((core::str::from_utf8(service).ok()?, core::str::from_utf8(method).ok()?))
+}
+
 impl Request {
     pub fn from_payload(payload: &[u8]) -> Result<Self, FrameError> {
         Self::decode(payload).map_err(|_| FrameError::Malformed)
@@ -275,5 +290,29 @@ mod tests {
         let error = Response::error(Code::Unimplemented, "no").into_result().unwrap_err();
         assert_eq!(Code::from_number(error.code), Some(Code::Unimplemented));
         assert_eq!(Code::from_number(17), None);
+    }
+
+    #[test]
+    fn the_names_of_a_request_are_known_from_its_beginning() {
+        let request = Request {
+            service: "grpc.Health".into(),
+            method: "Check".into(),
+            payload: vec![7; 1000],
+            timeout_nano: 5,
+            ..Default::default()
+        };
+        let bytes = request.encode_to_vec();
+        for (cut, expected) in [
+            (20, Some(("grpc.Health", "Check"))),
+            (bytes.len(), Some(("grpc.Health", "Check"))),
+            (19, None),
+            (1, None),
+            (0, None),
+        ] {
+            assert_eq!(names(&bytes[..cut]), expected, "{cut} bytes");
+        }
+        for other in [&[0x12, 1, b'm', 0x0a, 1, b's'][..], &[0x0a, 1, 0xff, 0x12, 1, b'm'], &[0x0a, 0xff]] {
+            assert_eq!(names(other), None, "{other:?}");
+        }
     }
 }
