@@ -39,6 +39,7 @@ const ATTEMPT: Duration = Duration::from_millis(250);
 pub struct Vm {
     // Order matters: QEMU goes first, then the devices see their connections close.
     vmm: Process,
+    _sockets: Sockets,
     readers: Mutex<Vec<JoinHandle<()>>>,
     _devices: Vec<Served>,
     network: Network,
@@ -48,6 +49,17 @@ pub struct Vm {
     vsock: PathBuf,
     accel: AccelChoice,
     started: Instant,
+}
+
+/// Of our own VMM, which may remove nothing itself.
+struct Sockets(Vec<PathBuf>);
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// How a VM ended.
@@ -125,7 +137,20 @@ impl Vm {
         let vmm = Process::spawn(command, inherited.0)
             .map_err(|source| VmError::Spawn { path: qemu_path, source })?;
         let readers = Mutex::new(readers);
-        Ok(Vm { vmm, readers, _devices: devices, network, console, errors, notes, vsock, accel, started })
+        let _sockets = Sockets(Vec::new());
+        Ok(Vm {
+            vmm,
+            _sockets,
+            readers,
+            _devices: devices,
+            network,
+            console,
+            errors,
+            notes,
+            vsock,
+            accel,
+            started,
+        })
     }
 
     /// The same with our own VMM, which serves the devices itself.
@@ -160,7 +185,9 @@ impl Vm {
         let vmm = Process::spawn(command, inherited.0)
             .map_err(|source| VmError::Spawn { path: config.program, source })?;
         let readers = Mutex::new(readers);
-        Ok(Vm { vmm, readers, _devices: Vec::new(), network, console, errors, notes, vsock, accel, started })
+        let _sockets = Sockets(vec![vsock.clone(), control]);
+        let _devices = Vec::new();
+        Ok(Vm { vmm, _sockets, readers, _devices, network, console, errors, notes, vsock, accel, started })
     }
 
     /// The hybrid vsock socket of the host side.

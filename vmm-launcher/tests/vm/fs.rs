@@ -1,6 +1,7 @@
 //! virtio-fs from the guest: reading, writing, read-only, single files.
 
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use nacre::devices::fs::{Access, Share};
 
@@ -32,7 +33,7 @@ fn shares_are_used_from_the_guest() {
     assert_eq!(shares.last().map(Share::guest_path), Some("vol2/file".into()));
     let guest = Guest::boot(parts, |config| config.shares = shares);
 
-    assert!(has_confined_worker(), "no thread that serves a device has given up its rights");
+    assert!(has_confined_worker(&guest.serving()), "no thread that serves a device has given up its rights");
     let out = guest
         .run("exec 2>&1; mount -t virtiofs kataShared /mnt; ls /mnt; cat /mnt/vol0/hello; id -u 2>/dev/null");
     assert!(out.starts_with("vol0\nvol1\nvol2\nhello\n"), "{out}");
@@ -82,27 +83,28 @@ fn many_files_are_read_and_forgotten() {
     let guest = Guest::boot(parts, |config| config.shares = vec![share]);
     let out = guest.run("mount -t virtiofs kataShared /mnt; cd /mnt/vol0; ls | wc -l; cat file-* | wc -c");
     assert_eq!(out.split_whitespace().collect::<Vec<_>>(), ["3000", "10890"]);
-    let open = std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let files = guest.serving().join("fd");
+    let open = std::fs::read_dir(&files).unwrap().count();
     guest.run("echo 2 > /proc/sys/vm/drop_caches");
     // The guest forgets in the background.
     let forgotten = (0..100).any(|_| {
         std::thread::sleep(std::time::Duration::from_millis(100));
-        std::fs::read_dir("/proc/self/fd").unwrap().count() + 2000 < open
+        std::fs::read_dir(&files).unwrap().count() + 2000 < open
     });
     assert!(forgotten, "{open} files stay open");
 }
 
 /// Whether a thread that serves queues can gain no privilege and has no capability beyond file access.
-fn has_confined_worker() -> bool {
+fn has_confined_worker(process: &Path) -> bool {
     /// `CAP_DAC_OVERRIDE` and `CAP_FOWNER`.
     const KEPT: u64 = 1 << 1 | 1 << 3;
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let tasks = std::fs::read_dir(process.join("task")).unwrap();
     tasks.flatten().any(|task| {
         let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
         let field =
             |name: &str| status.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()));
         let capabilities = field("CapPrm:").and_then(|hex| u64::from_str_radix(&hex, 16).ok());
-        field("Name:").as_deref() == Some("vring_worker")
+        matches!(field("Name:").as_deref(), Some("vring_worker" | "nacre-fs"))
             && field("NoNewPrivs:").as_deref() == Some("1")
             && capabilities.is_some_and(|set| set & !KEPT == 0)
     })

@@ -171,6 +171,12 @@ impl Guest {
         String::from_utf8_lossy(&out).into_owned()
     }
 
+    /// The process that serves the devices, below /proc: our own VMM does it itself, QEMU's are served here.
+    pub fn serving(&self) -> PathBuf {
+        let pid = if own_vmm().is_some() { self.vm.vmm_pid().to_string() } else { "self".to_owned() };
+        Path::new("/proc").join(pid)
+    }
+
     /// Runs a script that goes on in the background, and waits until `port` answers.
     pub fn serve(&self, script: &str, port: u32) {
         self.run(&format!("({script}) >/dev/null 2>&1 </dev/null &"));
