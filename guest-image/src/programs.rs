@@ -11,16 +11,16 @@ use crate::Error;
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PROFILE: &str = "guest";
 /// Static, and still position-independent: the programs' addresses are random. What that costs is kept small: the places to
-/// relocate are written as bits instead of 24 bytes each. Functions of the same code are one. `nacre_guest` tells the
-/// programs that they are built for the image.
-const RUST_FLAGS: [&str; 6] = [
+/// relocate are written as bits instead of 24 bytes each. Functions of the same code are one.
+const RUST_FLAGS: [&str; 5] = [
     "-Ctarget-feature=+crt-static",
     "-Cforce-unwind-tables=no",
     "-Clink-arg=-Wl,-z,pack-relative-relocs",
     "-Clink-arg=-Wl,--icf=all",
     "-Clink-arg=-Wl,--no-eh-frame-hdr",
-    "--cfg=nacre_guest",
 ];
+/// For the image: what the small programs have instead of parts of glibc fits what they use of it, and nothing else.
+const GUEST: &str = "--cfg=nacre_guest";
 /// What the linker leaves out, beneath the workspace.
 const LINKER_SCRIPT: &str = "guest-image/src/guest.ld";
 
@@ -60,14 +60,14 @@ pub fn compile(root: &Path, target: &Path) -> Result<Programs, Error> {
     let maps = path_maps(root, target);
     // One by one: compiled together, each program would get the features of the libraries that any of them asks for.
     for program in PROGRAMS {
-        cargo_build(program.name, &[], root, target, &maps)?;
+        cargo_build(program.name, &[], root, target, &maps, Some(GUEST))?;
     }
     Ok(Programs { folder: target.join(TARGET).join(PROFILE) })
 }
 
 /// Compiles one more package as the guest's programs are: static, small and without paths. Gives the folder of its binaries.
 pub fn compile_like_guest(package: &str, root: &Path, target: &Path) -> Result<PathBuf, Error> {
-    cargo_build(package, &[], root, target, &path_maps(root, target))?;
+    cargo_build(package, &[], root, target, &path_maps(root, target), None)?;
     Ok(target.join(TARGET).join(PROFILE))
 }
 
@@ -81,7 +81,7 @@ pub fn compile_with_examples(
 ) -> Result<Programs, Error> {
     let examples = examples.iter().flat_map(|example| ["--example", example]);
     let what: Vec<&str> = ["--bin", program].into_iter().chain(examples).collect();
-    cargo_build(program, &what, root, target, &path_maps(root, target))?;
+    cargo_build(program, &what, root, target, &path_maps(root, target), Some(GUEST))?;
     Ok(Programs { folder: target.join(TARGET).join(PROFILE) })
 }
 
@@ -91,6 +91,7 @@ fn cargo_build(
     root: &Path,
     target: &Path,
     maps: &[(PathBuf, &str)],
+    flag: Option<&str>,
 ) -> Result<(), Error> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let stderr =
@@ -101,7 +102,7 @@ fn cargo_build(
         .args(what)
         .env_remove("RUSTFLAGS")
         .env("CARGO_TARGET_DIR", target)
-        .env("CARGO_ENCODED_RUSTFLAGS", rust_flags(root, maps))
+        .env("CARGO_ENCODED_RUSTFLAGS", rust_flags(root, maps, flag))
         .env(format!("CFLAGS_{}", TARGET.replace('-', "_")), c_flags(maps))
         .stdin(Stdio::null())
         .stdout(stderr)
@@ -134,8 +135,8 @@ fn path_maps(root: &Path, target: &Path) -> Vec<(PathBuf, &'static str)> {
     maps
 }
 
-fn rust_flags(root: &Path, maps: &[(PathBuf, &str)]) -> String {
-    let mut flags: Vec<String> = RUST_FLAGS.map(str::to_owned).to_vec();
+fn rust_flags(root: &Path, maps: &[(PathBuf, &str)], flag: Option<&str>) -> String {
+    let mut flags: Vec<String> = RUST_FLAGS.into_iter().chain(flag).map(str::to_owned).collect();
     flags.push(format!("-Clink-arg=-Wl,-T,{}", root.join(LINKER_SCRIPT).display()));
     flags.extend(maps.iter().map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())));
     flags.join("\x1f")
