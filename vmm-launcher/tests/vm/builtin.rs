@@ -10,6 +10,10 @@ fn all_of_it_on_our_own_vmm() {
     if own_vmm().is_some() || parts().is_none() {
         return;
     }
+    if std::env::var_os("NACRE_TEST_ALL").is_none() {
+        eprintln!("skipped: slow: runs with `cargo xtask test --all`");
+        return;
+    }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let given = std::env::var_os("NACRE_BIN").map(PathBuf::from);
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("..");
