@@ -37,8 +37,9 @@ fn run() -> Result<Infallible, InitError> {
     let cmdline = cmdline::read()?;
     boot::harden();
     boot::network_up();
-    let listener = boot::listen()?;
+    // The agent's own port is the last: who reaches it finds the others open.
     let listeners = cmdline.ports.listen(cmdline.manifest.console)?;
+    let listener = boot::listen()?;
     let cgroups = cgroup::Hierarchy::prepare()?;
     floor::lay()?;
     timeline.end("init");
