@@ -8,6 +8,7 @@
 //!
 //! For programs of one thread, mostly: the lock of the heap spins.
 
+use crate::characters::{CHARACTERS, cases, classes};
 use dlmalloc::Dlmalloc;
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::UnsafeCell;
@@ -229,6 +230,9 @@ extern "C" fn aligned_alloc(alignment: usize, size: usize) -> *mut c_void {
 /// `place` is a valid place for a pointer.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn posix_memalign(place: *mut *mut c_void, alignment: usize, size: usize) -> c_int {
+    if !alignment.is_power_of_two() {
+        return libc::EINVAL;
+    }
     let block = memalign(alignment, size);
     if block.is_null() {
         return libc::ENOMEM;
@@ -321,18 +325,33 @@ fn processors() -> c_long {
     if result < 0 { 1 } else { set.iter().map(|word| c_long::from(word.count_ones())).sum() }
 }
 
-/// Classes of characters and their other cases in the C locale, as if no character had any: glibc looks them up as it starts
-/// (`locale/localeinfo.h`: seven words, then the tables' addresses). Its own bring the conversion of wide characters along.
-/// What is left of glibc here asks for none.
-#[repr(transparent)]
-struct Locale([*const u32; 128]);
+/// What the C locale knows of characters (`locale/localeinfo.h`: seven words, then the tables' addresses): classes, their other
+/// cases, and nothing behind. glibc looks them up as it starts. Its own table brings the conversion of wide characters along.
+#[repr(C)]
+struct Locale {
+    head: [*const c_void; 7],
+    classes: *const u16,
+    uppercase: *const u32,
+    unused: *const c_void,
+    lowercase: *const u32,
+    rest: [*const c_void; 117],
+}
 
 // SAFETY: only constants are pointed to.
 unsafe impl Sync for Locale {}
 
-/// For each value of a char, signed or not, and end-of-file.
-static NO_CHARACTERS: [u32; 384] = [0; 384];
-
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)]
-static _nl_C_LC_CTYPE: Locale = Locale([NO_CHARACTERS.as_ptr(); 128]);
+static _nl_C_LC_CTYPE: Locale = {
+    static CLASSES: [u16; CHARACTERS] = classes();
+    static UPPERCASE: [u32; CHARACTERS] = cases(true);
+    static LOWERCASE: [u32; CHARACTERS] = cases(false);
+    Locale {
+        head: [CLASSES.as_ptr().cast(); 7],
+        classes: CLASSES.as_ptr(),
+        uppercase: UPPERCASE.as_ptr(),
+        unused: CLASSES.as_ptr().cast(),
+        lowercase: LOWERCASE.as_ptr(),
+        rest: [CLASSES.as_ptr().cast(); 117],
+    }
+};

@@ -2,6 +2,8 @@
 
 pub mod attributes;
 pub mod bpf;
+#[cfg(any(feature = "lean", test))]
+mod characters;
 pub mod exec;
 pub mod fork;
 #[cfg(feature = "kvm")]
