@@ -82,3 +82,30 @@ fn guest() -> anyhow::Result<()> {
     kernel::run(&kernel::Options::default())?;
     image::run(&image::Options::default())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_takes_its_own_defaults() {
+        for words in [
+            "kernel",
+            "image",
+            "guest",
+            "demo",
+            "test",
+            "lab -- true",
+            "agentctl",
+            "bench start",
+            "bench agent",
+            "bench launcher",
+            "bench pull",
+            "bench vmm",
+            "fuzz",
+        ] {
+            let words = ["xtask"].into_iter().chain(words.split(' '));
+            Cli::try_parse_from(words).map(drop).unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+}

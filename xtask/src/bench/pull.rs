@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(of("c: wall, nacre / containerd"), Some((0.2, Some(0.1), Some(false))));
         assert_eq!(of("c: processor, nacre / containerd"), Some((0.5, Some(0.1), Some(false))));
         assert_eq!(of("c: processor, nacre / parts"), Some((2.0, None, None)));
-        assert_eq!(of("c: processor, nacre / parts with files"), Some((0.5, Some(1.1), Some(true))));
+        assert_eq!(of("c: processor, nacre / unpacked"), Some((0.5, Some(1.1), Some(true))));
         let others = judge(Image::OneLayer, &costs).unwrap();
         let parts = others.iter().find(|figure| figure.name == "a: processor, nacre / parts").unwrap();
         assert_eq!((parts.budget, parts.met()), (Some(1.1), Some(false)));

@@ -47,7 +47,7 @@ impl fmt::Display for Contender {
             Self::Skopeo => "skopeo",
             Self::Podman => "podman",
             Self::Parts => "parts",
-            Self::Unpacked => "parts with files",
+            Self::Unpacked => "unpacked",
         })
     }
 }
