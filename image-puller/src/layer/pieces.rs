@@ -7,10 +7,11 @@ use super::aligned::AlignedBuffer;
 use super::decompress::Decompressor;
 use super::error::LayerError;
 
-/// Bytes of the tar that are taken in at once.
-pub const PIECE_BYTES: usize = 256 << 10;
+/// Bytes of the tar that are taken in at once. Each is written directly, and whoever waits for the disk waits once a piece: a
+/// quarter of it makes a pull from zstd take a sixth longer, and costs a tenth more processor time.
+pub const PIECE_BYTES: usize = 1 << 20;
 /// Pieces that a thread works ahead: together with the one in hand, this much memory for each layer.
-const AHEAD: usize = 3;
+const AHEAD: usize = 2;
 
 /// The next bytes of a tar, aligned so that a file can be written directly from them.
 pub struct Piece {
