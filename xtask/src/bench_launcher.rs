@@ -36,9 +36,14 @@ if [ $((0x$(sed -n 's/^CapEff:\\t//p' /proc/self/status) >> 24 & 1)) = 0 ]; then
 fi
 exec \"$@\"";
 
+/// A file system in memory that every Linux has.
+const MEMORY: &str = "/dev/shm";
+
 struct Bench {
     programs: PathBuf,
     work: tempfile::TempDir,
+    /// Where runtimes keep their containers' state, which is below /run by default, and so in memory.
+    state: tempfile::TempDir,
 }
 
 /// Who is measured.
@@ -74,12 +79,13 @@ impl Bench {
     fn prepare() -> anyhow::Result<Self> {
         let programs = guest::compile_like_guest("nacre-launcher-cli", &root(), &target())?;
         let work = tempfile::tempdir().context("cannot make a working directory")?;
+        let state = tempfile::tempdir_in(MEMORY).context("cannot make a directory in memory")?;
         let rootfs = work.path().join("rootfs");
         bundle::make_rootfs(&rootfs)?;
         let config = bundle::write(&work.path().join("true"), &rootfs, &["true"])?;
         bundle::write(&work.path().join("sleep"), &rootfs, &["sleep", "1000"])?;
         std::fs::write(work.path().join("filter"), filter(&config)?).context("cannot write the filter")?;
-        Ok(Self { programs, work })
+        Ok(Self { programs, work, state })
     }
 
     fn path(&self, name: &str) -> String {
@@ -97,7 +103,8 @@ impl Bench {
 
     /// The words in front of a command of a runtime like runc.
     fn runtime(&self, peer: &Peer) -> Vec<String> {
-        vec![peer.program.display().to_string(), "--root".into(), self.path(&format!("state-{}", peer.name))]
+        let root = self.state.path().join(peer.name).display().to_string();
+        vec![peer.program.display().to_string(), "--root".into(), root]
     }
 
     /// A command of ours in [`PLACE`].
