@@ -28,13 +28,15 @@ const FILE_PART: usize = 8 * 1024;
 pub struct Edge {
     socket: AsyncFd<OwnedFd>,
     next_tag: Cell<u32>,
+    /// Of what is received: a mapping of its own, of which only what frames have filled is there.
+    buffer: RefCell<Vec<u8>>,
 }
 
 impl Edge {
     pub fn new(socket: OwnedFd) -> Result<Self, AgentError> {
         rustix::io::ioctl_fionbio(&socket, true).map_err(AgentError::system("init's socket"))?;
         let socket = crate::watch(socket).map_err(AgentError::io("watching init's socket"))?;
-        Ok(Self { socket, next_tag: Cell::new(0) })
+        Ok(Self { socket, next_tag: Cell::new(0), buffer: vec![0; FRAME_MAX].into() })
     }
 
     /// The first exchange of every agent.
@@ -85,13 +87,15 @@ impl Edge {
     }
 
     async fn receive(&self) -> Result<(FromInit, Vec<OwnedFd>), AgentError> {
-        let mut buffer = vec![0; FRAME_MAX];
         let received = self
             .socket
-            .async_io(Interest::READABLE, |socket| seqpacket::try_receive(socket, &mut buffer))
+            .async_io(Interest::READABLE, |socket| {
+                seqpacket::try_receive(socket, &mut self.buffer.borrow_mut())
+            })
             .await
             .map_err(AgentError::io("receiving from init"))?;
         let (length, fds) = received.ok_or(AgentError::InitGone)?;
+        let buffer = self.buffer.borrow();
         Ok((frame::decode(buffer.get(..length).unwrap_or_default(), FRAME_MAX)?, fds))
     }
 }

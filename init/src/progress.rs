@@ -11,8 +11,7 @@ use nacre_protocols::agent_init::{
     Usage,
 };
 use nacre_protocols::init_launcher::{
-    InterfaceFound, LaunchFailure, LaunchStage, Mode, Outcome, Plan, RouteFound, STATUS_MAX, Status,
-    StorageStep,
+    InterfaceFound, LaunchFailure, LaunchStage, Mode, Outcome, Plan, RouteFound, Status, StorageStep,
 };
 use nacre_sys::seqpacket;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,13 +23,12 @@ const REMOVAL_MAX: Duration = Duration::from_secs(10);
 impl Init {
     /// Reads what a launcher has reported, to the end of what is there.
     pub(crate) fn launch_progress(&mut self, number: u64) {
-        let mut buffer = [0; STATUS_MAX];
         while let Some(launch) = self.launches.get_mut(&number) {
-            match seqpacket::try_receive(&launch.status, &mut buffer) {
+            match seqpacket::try_receive(&launch.status, &mut self.frame) {
                 Ok(Some((length, fds))) => {
                     launch.answered = true;
                     let purpose = launch.purpose.clone();
-                    match decode_status(&buffer, length) {
+                    match decode_status(&self.frame, length) {
                         Some(status) => self.reported(&purpose, status, fds),
                         None => return self.launch_closed(number),
                     }

@@ -58,7 +58,12 @@ pub struct Init {
     next_launch: u64,
     signals: OwnedFd,
     epoll: OwnedFd,
+    /// What is received, one frame at a time. A mapping of its own, of which only what the longest frame so far has filled is there.
+    pub(crate) frame: Vec<u8>,
 }
+
+/// Longest frame that init receives, in bytes.
+const RECEIVED_MAX: usize = if FRAME_MAX > STATUS_MAX { FRAME_MAX } else { STATUS_MAX };
 
 impl Init {
     pub fn new(
@@ -97,6 +102,7 @@ impl Init {
             next_launch: FIRST_LAUNCH,
             signals,
             epoll,
+            frame: vec![0; RECEIVED_MAX],
         })
     }
 
@@ -115,9 +121,8 @@ impl Init {
             self.seal_plan(&Plan::Storage(vec![step])).map_err(|error| scratch_error(error.to_string()))?;
         let grant = self.own_grant(Mode::Storage, plan.as_fd());
         let (_child, status) = launch(&grant).map_err(InitError::io("starting the launcher"))?;
-        let mut buffer = vec![0; STATUS_MAX];
-        match seqpacket::receive(&status, &mut buffer) {
-            Ok(Some((length, _))) => match decode_status(&buffer, length) {
+        match seqpacket::receive(&status, &mut self.frame) {
+            Ok(Some((length, _))) => match decode_status(&self.frame, length) {
                 Some(Status::Done(_)) => {}
                 Some(Status::Failed(LaunchFailure { message, .. })) => return Err(scratch_error(message)),
                 _ => return Err(scratch_error("the launcher's answer does not decode".to_owned())),
@@ -224,12 +229,11 @@ impl Init {
 
     /// Reads what the agent asks. All that is there is read in one turn: its number is bounded by the tags.
     fn requests(&mut self) {
-        let mut buffer = [0; FRAME_MAX];
         loop {
             let Some(agent) = self.agent.as_mut().filter(|agent| agent.phase != Phase::Condemned) else {
                 return;
             };
-            let (length, fds) = match seqpacket::try_receive(&agent.socket, &mut buffer) {
+            let (length, fds) = match seqpacket::try_receive(&agent.socket, &mut self.frame) {
                 Ok(Some(received)) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // Its end: reaping it comes next.
@@ -239,7 +243,8 @@ impl Init {
                 }
                 Err(error) => return agent.condemn(&format!("its frame cannot be received: {error}")),
             };
-            let request: Request = match frame::decode(buffer.get(..length).unwrap_or_default(), FRAME_MAX) {
+            let received = self.frame.get(..length).unwrap_or_default();
+            let request: Request = match frame::decode(received, FRAME_MAX) {
                 Ok(request) => request,
                 Err(error) => return agent.condemn(&error.to_string()),
             };

@@ -16,8 +16,9 @@ use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_void};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// From here on, in bytes, an allocation is a mapping of its own, which goes back to the kernel when it is freed.
-const MAPPED_FROM: usize = 64 * 1024;
+/// From here on, in bytes, an allocation is a mapping of its own, which goes back to the kernel when it is freed, and of which
+/// only what is written is there: no frame's buffer stays in a heap.
+const MAPPED_FROM: usize = 16 * 1024;
 /// The alignment that a mapping has by itself.
 const PAGE: usize = 4096;
 /// After so many freed bytes the heap's unused end goes back to the kernel, but for [`KEPT`].

@@ -14,7 +14,7 @@
 //! | `{"let": NAME, "is": VALUE}` | from here on the string `"$NAME"` stands for the value |
 //!
 //! A field that `gives` leaves out may be anything; `{}` is the empty message. A string that begins with `~` must be
-//! contained, `"*"` is any value, and `{"at_least": N}` a number.
+//! contained, `"*"` is any value, and `{"at_least": N, "at_most": N}`, or one of them, a number.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -175,8 +175,11 @@ fn matches(expected: &Value, found: &Value) -> bool {
             part.strip_prefix('~').is_some_and(|part| found.contains(part))
         }
         (Value::Object(expected), Value::Number(found)) => {
-            let least = expected.get("at_least").and_then(Value::as_u64);
-            least.is_some_and(|least| found.as_u64().is_some_and(|found| found >= least))
+            let bound = |name: &str| expected.get(name).and_then(Value::as_u64);
+            let (least, most) = (bound("at_least"), bound("at_most"));
+            let fits =
+                |found| least.is_none_or(|least| found >= least) && most.is_none_or(|most| found <= most);
+            (least.is_some() || most.is_some()) && found.as_u64().is_some_and(fits)
         }
         (Value::Object(expected), Value::Object(found)) if expected.is_empty() => found.is_empty(),
         (Value::Object(expected), Value::Object(found)) => {
@@ -202,6 +205,9 @@ mod tests {
             (json!({"status": 8}), false),
             (json!({"status": {"at_least": 7}}), true),
             (json!({"status": {"at_least": 8}}), false),
+            (json!({"status": {"at_most": 7}}), true),
+            (json!({"status": {"at_least": 1, "at_most": 6}}), false),
+            (json!({"status": {}}), false),
             (json!({"text": "~process"}), true),
             (json!({"text": "process"}), false),
             (json!({"text": "*", "list": [{"b": 2}]}), true),

@@ -13,7 +13,7 @@ use crate::demo::{self, build_nacre, make_image};
 use crate::image::{root, target};
 use crate::{image, kernel, packages};
 
-/// KiB of the agent and of init, idle, and of the agent with [`CONTAINERS`].
+/// KiB of the agent and of init, in a guest without a container, and of the agent with [`CONTAINERS`].
 const AGENT_RESIDENT_KIB: u64 = 1536;
 const AGENT_ANONYMOUS_KIB: u64 = 192;
 const AGENT_RESIDENT_BUSY_KIB: u64 = 2048;
@@ -42,9 +42,10 @@ pub fn measure() -> anyhow::Result<Vec<Figure>> {
     let guest = [("NACRE_KERNEL", &*vmlinux), ("NACRE_IMAGE", &*guest_image)];
     let sandbox = Sandbox { nacre: &nacre, work: work.path(), guest };
     let reference = format!("oci:{}:latest", layout.display());
+    let idle = sandbox.of_tests(&["--example", "idle"])?;
     sandbox.nacre(vec!["run", "-d", "--name", "c0", &reference, "sleep", "100000"])?;
-    let idle = sandbox.agentctl(&["GetReport"])?;
     let costs = sandbox.agentctl(&["--bench", "c0"])?;
+    let used = sandbox.agentctl(&["GetReport"])?;
     for number in 1..CONTAINERS {
         let name = format!("c{number}");
         sandbox.nacre(vec!["run", "-d", "--in", "c0", "--name", &name, &reference, "sleep", "100000"])?;
@@ -60,15 +61,21 @@ pub fn measure() -> anyhow::Result<Vec<Figure>> {
         Figure::new("a read, processor time of the agent", cost("stdout_agent_us_per_read")?, "us", None),
     ];
     for (report, name, field, budget, label) in [
-        (&idle, "agent", "resident_kib", AGENT_RESIDENT_KIB, "agent, resident, one container"),
-        (&idle, "agent", "anonymous_kib", AGENT_ANONYMOUS_KIB, "agent, anonymous, one container"),
-        (&busy, "agent", "resident_kib", AGENT_RESIDENT_BUSY_KIB, "agent, resident, ten containers"),
-        (&idle, "init", "resident_kib", INIT_RESIDENT_KIB, "init, resident, one container"),
-        (&idle, "init", "anonymous_kib", INIT_ANONYMOUS_KIB, "init, anonymous, one container"),
+        (&idle, "agent", "resident_kib", Some(AGENT_RESIDENT_KIB), "agent, resident, idle"),
+        (&idle, "agent", "anonymous_kib", Some(AGENT_ANONYMOUS_KIB), "agent, anonymous, idle"),
+        (&used, "agent", "resident_kib", None, "agent, resident, after all of the above"),
+        (&used, "agent", "anonymous_kib", None, "agent, anonymous, after all of the above"),
+        (&busy, "agent", "resident_kib", Some(AGENT_RESIDENT_BUSY_KIB), "agent, resident, ten containers"),
+        (&busy, "agent", "anonymous_kib", None, "agent, anonymous, ten containers"),
+        (&idle, "init", "resident_kib", Some(INIT_RESIDENT_KIB), "init, resident, idle"),
+        (&idle, "init", "anonymous_kib", Some(INIT_ANONYMOUS_KIB), "init, anonymous, idle"),
+        // No more is allowed to it later.
+        (&busy, "init", "resident_kib", Some(INIT_RESIDENT_KIB), "init, resident, ten containers"),
+        (&busy, "init", "anonymous_kib", Some(INIT_ANONYMOUS_KIB), "init, anonymous, ten containers"),
     ] {
         let processes = report["processes"].as_array().context("no processes")?;
         let process = processes.iter().find(|process| process["name"] == name).context("no process")?;
-        figures.push(Figure::new(label, process[field].as_f64().context("no figure")?, "KiB", Some(budget)));
+        figures.push(Figure::new(label, process[field].as_f64().context("no figure")?, "KiB", budget));
     }
     let programs = guest::compile(&root(), &target())?;
     for name in ["nacre-agent", "nacre-init"] {
@@ -92,13 +99,18 @@ impl Sandbox<'_> {
     }
 
     fn agentctl(&self, words: &[&str]) -> anyhow::Result<Value> {
+        self.of_tests(&[&["--bin", "nacre-agentctl", "--", "c0"], words].concat())
+    }
+
+    /// What a program of the tests says.
+    fn of_tests(&self, words: &[&str]) -> anyhow::Result<Value> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = self.command(Path::new(&cargo));
-        command.args(["run", "--quiet", "--locked", "--package", "nacre-tests", "--bin"]);
-        command.args(["nacre-agentctl", "--", "c0"]).args(words).env("CARGO_TARGET_DIR", target());
-        let output = command.output().context("cannot run agentctl")?;
-        ensure!(output.status.success(), "agentctl {words:?}: {}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).context("agentctl's answer is not JSON")
+        command.args(["run", "--quiet", "--locked", "--package", "nacre-tests"]);
+        command.args(words).env("CARGO_TARGET_DIR", target());
+        let output = command.output().context("cannot run cargo")?;
+        ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).with_context(|| format!("{words:?}: the answer is not JSON"))
     }
 }
 
