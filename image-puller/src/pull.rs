@@ -45,7 +45,7 @@ pub struct Context {
     pub retry: RetryPolicy,
     pub resolv_conf: PathBuf,
     /// Digests of manifests, or of indexes that name them, that may be pulled: what the sandbox's host has fixed at boot and
-    /// init has told us. `None`: any.
+    /// init has told us. `None`: any. Of what is pulled for such a sandbox the launcher is told which layers make an image.
     pub images: Option<Vec<Sha256>>,
 }
 
@@ -140,6 +140,11 @@ pub fn pull(
     });
     report(Event::Layers(listed.collect()));
     let layers = LayerPulls { context, sources: &sources, image: &image, cancel, report }.run()?;
+    if context.images.is_some() {
+        let diff_ids: Vec<Digest> = image.layers().map(|(_, diff_id)| diff_id).collect();
+        let written = context.store.write_root(&image.manifest_digest, &diff_ids);
+        written.map_err(|source| PullError::Store { what: reference.to_string(), source })?;
+    }
     let pulled = PulledImage {
         reference: reference.to_string(),
         manifest: wire(image.manifest_digest),

@@ -5,12 +5,12 @@
 //! | `nacre.containers=N` | most containers at a time |
 //! | `nacre.capabilities=HEX` | what a process of a container may have at most |
 //! | `nacre.storage=WORD,…` | kinds of storage that there may be, of `layers`, `shares`, `memory`, `disks`, `overlays` |
-//! | `nacre.images=sha256:HEX,…` | images that may be pulled, by the digest of their manifest or of the index that names it |
+//! | `nacre.images=sha256:HEX,…` | the only images that containers may be made of, by the digest of their manifest or of the index that names it |
 //! | `nacre.allow=WORD,…` | what there is not by default, of `console` (a debug console), `upgrade` (another agent's program) |
 //!
-//! What no word bounds is bounded by init's own limits. With `nacre.storage=layers` beside it, `nacre.images` says all that can be
-//! run: layers are mounted out of the store alone, and the puller, which init tells the digests, lets nothing else into it. A word that is not understood ends the boot: a bound that was meant
-//! and not set would be worse.
+//! What no word bounds is bounded by init's own limits. Init tells the puller the digests of the images, which lets nothing else
+//! into the store and leaves word of each that it took; and it tells the launcher, which then takes no root but the layers of one of
+//! these, in their order. A word that is not understood ends the boot: a bound that was meant and not set would be worse.
 
 use crate::table::CONTAINERS_MAX;
 use nacre_protocols::init_launcher::storage;
@@ -25,7 +25,7 @@ const IMAGES_MAX: usize = 24;
 pub struct Manifest {
     pub containers: usize,
     pub capabilities: u64,
-    /// A sum of the numbers of [`storage`]; never the scratch space, which is init's own.
+    /// A sum of the numbers of [`storage`]; never the scratch space, which is init's own, nor other roots ([`Manifest::kinds`]).
     pub storage: u32,
     /// `None`: any.
     pub images: Option<Vec<Sha256>>,
@@ -38,7 +38,7 @@ impl Default for Manifest {
         Self {
             containers: CONTAINERS_MAX,
             capabilities: ALL_CAPABILITIES,
-            storage: storage::ALL & !storage::SCRATCH,
+            storage: storage::ALL & !(storage::SCRATCH | storage::OTHER_ROOTS),
             images: None,
             console: false,
             upgrade: false,
@@ -47,6 +47,12 @@ impl Default for Manifest {
 }
 
 impl Manifest {
+    /// What launchers are told of it.
+    pub fn kinds(&self) -> u32 {
+        let roots = if self.images.is_none() { storage::OTHER_ROOTS } else { 0 };
+        self.storage | roots
+    }
+
     /// Takes a word that is the manifest's; false for another. The error is the word's value.
     pub fn word<'a>(&mut self, word: &'a str) -> Result<bool, &'a str> {
         if let Some(value) = word.strip_prefix("nacre.containers=") {
@@ -88,7 +94,9 @@ mod tests {
     #[test]
     fn a_word_bounds_one_thing() {
         let all = Manifest::default();
-        assert_eq!(all.storage & storage::SCRATCH, 0);
+        assert_eq!(all.kinds(), storage::ALL & !storage::SCRATCH);
+        let some = Manifest { images: Some(Vec::new()), ..all };
+        assert_eq!(some.kinds(), storage::ALL & !(storage::SCRATCH | storage::OTHER_ROOTS));
         let of = |change: fn(&mut Manifest)| {
             let mut manifest = Manifest::default();
             change(&mut manifest);

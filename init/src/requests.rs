@@ -312,7 +312,7 @@ impl Init {
         let (child, status) = launch(&Grant {
             mode,
             ceiling: self.manifest.capabilities,
-            storage: self.manifest.storage,
+            storage: self.manifest.kinds(),
             plan: plan.as_fd(),
             stdio: [input.as_fd(), output.as_fd(), error.as_fd()],
             gate: gate.as_ref().map(|(read, _)| read.as_fd()),

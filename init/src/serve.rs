@@ -319,7 +319,7 @@ impl Init {
         Grant {
             mode,
             ceiling: self.manifest.capabilities,
-            storage: self.manifest.storage,
+            storage: self.manifest.kinds(),
             plan,
             stdio: [self.null.as_fd(), self.null.as_fd(), rustix::stdio::stderr()],
             gate: None,

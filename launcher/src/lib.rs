@@ -16,6 +16,7 @@ pub mod exec;
 pub mod ext4;
 mod filesystem;
 pub mod hooks;
+pub mod images;
 mod masks;
 mod mounts;
 mod namespaces;

@@ -13,8 +13,9 @@ use nacre_launcher::descriptors::{Descriptors, required};
 use nacre_launcher::error::{Context, LaunchError, Result};
 use nacre_launcher::exec::exec;
 use nacre_launcher::status::StatusSocket;
-use nacre_launcher::{cgroup, network, storage};
+use nacre_launcher::{cgroup, images, network, storage};
 use nacre_protocols::frame;
+use nacre_protocols::init_launcher::storage::OTHER_ROOTS;
 use nacre_protocols::init_launcher::{LaunchStage, Mode, Outcome, PLAN_MAX, Plan, Status};
 use nacre_sys::memfd::read_sealed;
 use rustix::io::Errno;
@@ -65,7 +66,12 @@ fn launch(
     match check(read_plan(plan)?, mode, ceiling, kinds)
         .map_err(|error| LaunchError::refused(LaunchStage::Plan, error.to_string()))?
     {
-        CheckedPlan::Create(plan) => create(&plan, Origin::of(mode), given, status),
+        CheckedPlan::Create(plan) => {
+            if mode == Mode::Create && kinds & OTHER_ROOTS == 0 {
+                images::require(&plan.rootfs)?;
+            }
+            create(&plan, Origin::of(mode), given, status)
+        }
         CheckedPlan::Exec(plan) => Err(exec(&plan, Origin::of(mode), target, Vec::new(), status)),
         CheckedPlan::Storage(steps) => {
             let outcome = storage::apply(&steps)?;

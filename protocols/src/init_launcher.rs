@@ -89,7 +89,10 @@ pub mod storage {
     pub const DISKS: u32 = 32;
     /// Overlays of directories.
     pub const OVERLAYS: u32 = 64;
-    pub const ALL: u32 = 127;
+    /// Roots of containers that are no image which the manifest names: other layers of the store, or these in another order, and
+    /// directories of the guest. Missing where the manifest names images.
+    pub const OTHER_ROOTS: u32 = 128;
+    pub const ALL: u32 = 255;
     /// What a manifest can leave out, by its word there.
     pub const WORDS: [(&str, u32); 5] = [
         ("layers", LAYERS),

@@ -39,6 +39,9 @@ pub const LAYERS_DIR: &str = "/run/nacre/layers";
 pub const SCRATCH_DIR: &str = "/run/nacre/scratch";
 /// The puller's layer store.
 pub const STORE_DIR: &str = "/run/nacre/scratch/store";
+/// Beneath it, where a sandbox was booted for some images: a file for each manifest that was taken, of the diff_ids of its layers,
+/// lowest first, 32 bytes each.
+pub const ROOTS: &str = "roots";
 /// Where the helper container of the fetcher has the layer store.
 pub const STORE_MOUNT: &str = "/store";
 /// Writable upper and work directories of the containers' overlays.

@@ -6,6 +6,7 @@
 //! unchecked/<diff_id>/…          the same, from an earlier boot
 //! blobs/<blob digest>            record: this compressed blob was seen to become that layer, with its sizes
 //! images/<digest of reference>   record: what that reference was when it was pulled
+//! roots/<digest of manifest>     for the launcher, where the sandbox was booted for some images: diff_ids of one of them
 //! tmp/<number>/                  a layer under way
 //! boot                           the boot in which what is in `layers` was checked
 //! ```
@@ -36,6 +37,8 @@ pub use collect::{Collected, Contents, Needed};
 pub use record::{
     IMAGE_RECORD_BYTES_MAX, ImageRecord, LAYER_RECORD_BYTES_MAX, layer_line, parse_image, parse_layer,
 };
+
+use nacre_protocols::names::ROOTS;
 
 use crate::digest::Digest;
 use crate::registry::transport::Cancel;
@@ -113,7 +116,7 @@ impl Store {
             released: Condvar::new(),
             pinned: Mutex::default(),
         };
-        for name in [LAYERS, UNCHECKED, BLOBS, IMAGES, TEMPORARY] {
+        for name in [LAYERS, UNCHECKED, BLOBS, IMAGES, ROOTS, TEMPORARY] {
             let path = root.join(name);
             // The launcher, who mounts, is root; nobody else has business here.
             match fs::DirBuilder::new().mode(0o700).create(&path) {
@@ -210,6 +213,12 @@ impl Store {
             return Err(failed("encode", &path, io::ErrorKind::InvalidData.into()));
         };
         self.write_file(&path, &bytes)
+    }
+
+    /// Lets a container have these layers, and all of them in this order, for its root.
+    pub fn write_root(&self, manifest: &Digest, layers: &[Digest]) -> Result<(), StoreError> {
+        let bytes: Vec<u8> = layers.iter().flat_map(|layer| *layer.as_bytes()).collect();
+        self.write_file(&self.root.join(ROOTS).join(manifest.hex()), &bytes)
     }
 
     fn sweep(&self) -> Result<(), StoreError> {

@@ -236,3 +236,13 @@ fn a_record_of_an_image_is_what_was_written_or_none() {
     let many = image("x", 1, &[DIFF_ID; 129], false).encode().unwrap();
     assert_eq!(parse_image(&many), None);
 }
+
+#[test]
+fn a_root_is_said_as_the_digests_of_its_layers() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    store.write_root(&BLOB, &[DIFF_ID, OTHER_BLOB]).unwrap();
+    let file = directory.path().join(ROOTS).join(BLOB.hex());
+    assert_eq!(fs::read(file).unwrap(), [[3; 32], [2; 32]].concat());
+    assert_eq!(count(&directory.path().join(TEMPORARY)), 0);
+}

@@ -10,9 +10,9 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
-use nacre_protocols::init_launcher::storage::DISKS;
+use nacre_protocols::init_launcher::storage::{DISKS, OTHER_ROOTS};
 use nacre_protocols::init_launcher::{
-    CgroupLimits, ContainerPlan, ExecPlan, LIST_MAX, Mode, NetworkStep, PATH_MAX, Plan, StorageStep,
+    CgroupLimits, ContainerPlan, ExecPlan, LIST_MAX, Mode, NetworkStep, PATH_MAX, Plan, Rootfs, StorageStep,
 };
 use nacre_protocols::names::RESERVED_UIDS;
 use std::ops::Deref;
@@ -68,6 +68,10 @@ pub fn check(plan: Plan, mode: Mode, ceiling: u64, kinds: u32) -> Result<Checked
         (Mode::Create | Mode::Helper, Plan::Create(plan)) => {
             if !plan.disks.is_empty() {
                 storage::allowed(kinds, DISKS, "a disk")?;
+            }
+            // Whether layers are an image's is not seen in the plan: `images` looks.
+            if mode == Mode::Create && !matches!(plan.rootfs, Rootfs::Layers(_)) {
+                storage::allowed(kinds, OTHER_ROOTS, "a root that is no image")?;
             }
             container::check(&plan, Origin::of(mode), ceiling)?;
             Ok(CheckedPlan::Create(Checked(plan)))

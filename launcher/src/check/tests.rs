@@ -495,3 +495,18 @@ fn a_manifest_leaves_kinds_of_storage_out() {
         assert!(verdict(&bad, kinds::ALL).is_err(), "{bad:?}");
     }
 }
+
+#[test]
+fn where_images_are_named_a_root_is_one() {
+    let kinds = kinds::ALL & !kinds::OTHER_ROOTS;
+    for (mode, rootfs, refusal) in [
+        (Mode::Create, Rootfs::Layers(vec![Sha256([1; 32])]), None),
+        (Mode::Create, Rootfs::Guest("/run/kata-containers/x".to_owned()), Some("a root that is no image")),
+        (Mode::Helper, Rootfs::Puller, None),
+    ] {
+        let plan = ContainerPlan { rootfs: rootfs.clone(), ..container() };
+        let found = check(Plan::Create(Box::new(plan)), mode, CEILING, kinds).err().map(|it| it.to_string());
+        assert_eq!(found.is_some(), refusal.is_some(), "{rootfs:?}: {found:?}");
+        assert!(found.unwrap_or_default().contains(refusal.unwrap_or_default()), "{rootfs:?}");
+    }
+}

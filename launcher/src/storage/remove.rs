@@ -6,7 +6,7 @@
 use super::STAGE;
 use crate::error::{Context, Result};
 use crate::tree::{Tree, is_missing, open_child};
-use nacre_protocols::names::UPPER_DIR;
+use nacre_protocols::names::{ROOTS, STORE_DIR, UPPER_DIR};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, renameat, unlinkat};
 use rustix::io::Errno;
 use std::ffi::CStr;
@@ -34,6 +34,17 @@ pub fn all_writable() -> Result<()> {
         empty(&open_child(parent.fd(), ".", OFlags::RDONLY | OFlags::DIRECTORY)?)
     };
     attempt().at(STAGE, || "removing writable layers of an earlier boot".to_owned())
+}
+
+/// What the fetcher of an earlier boot said of images.
+pub fn all_roots() -> Result<()> {
+    let attempt = || -> io::Result<()> {
+        match Tree::guest(STORE_DIR)?.open(ROOTS, OFlags::RDONLY | OFlags::DIRECTORY) {
+            Err(error) if is_missing(&error) => Ok(()),
+            found => empty(&found?),
+        }
+    };
+    attempt().at(STAGE, || "removing the images of an earlier boot".to_owned())
 }
 
 /// Ends: every round removes all directories that it found, and each one moves up once.

@@ -53,6 +53,8 @@ pub fn kept_disk(device: &str) -> Result<()> {
     }
     drop(disk);
     mount_disk(device).map_err(|error| kept::explain(error, device))?;
+    // What an earlier boot has left that a container could be made of, or be made to hold.
+    super::remove::all_roots()?;
     super::remove::all_writable()
 }
 

@@ -35,6 +35,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Guest {
     cgroup: PathBuf,
     cgroup_fd: OwnedFd,
+    /// Of storage, which launchers may use.
+    pub kinds: u32,
 }
 
 impl Guest {
@@ -65,7 +67,7 @@ impl Guest {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let cgroup_fd = rustix::fs::open(&cgroup, flags, FileMode::empty()).unwrap();
         make_namespace();
-        let guest = Self { cgroup, cgroup_fd };
+        let guest = Self { cgroup, cgroup_fd, kinds: storage::ALL };
         make_rootfs(Path::new(ROOTFS));
         Ok(guest)
     }
@@ -133,7 +135,7 @@ impl Guest {
         let program = CString::new(program).unwrap();
         let mode_word = CString::new(mode.word()).unwrap();
         let ceiling = CString::new(format!("{ceiling:x}")).unwrap();
-        let kinds = CString::new(format!("{:x}", storage::ALL)).unwrap();
+        let kinds = CString::new(format!("{:x}", self.kinds)).unwrap();
         let child = spawn(&Spawn {
             program: Program::At(&program),
             args: &[c"nacre-launcher", &mode_word, &ceiling, &kinds],
