@@ -32,6 +32,8 @@ pub struct Agent {
     pub limits: Rc<Limits>,
     /// One change of mounts at a time, so that two containers that share one wait for each other.
     pub mounting: Mutex<()>,
+    /// There is something to watch.
+    pub watching: Notify,
     oom: RefCell<VecDeque<String>>,
     oom_happened: Notify,
     scrapes: Cell<u64>,
@@ -72,6 +74,7 @@ impl Agent {
             passed: Passed::default(),
             limits: Rc::default(),
             mounting: Mutex::new(()),
+            watching: Notify::new(),
             oom: RefCell::default(),
             oom_happened: Notify::new(),
             scrapes: Cell::new(0),

@@ -23,6 +23,7 @@ pub mod container;
 mod devices;
 mod error;
 pub mod init;
+mod layered;
 pub mod log;
 pub mod metrics;
 pub mod passed;
@@ -38,6 +39,7 @@ pub mod storage;
 pub mod store;
 pub mod stream;
 pub mod verified;
+mod watched;
 
 pub use error::{AgentError, RpcError};
 

@@ -37,6 +37,7 @@ fn run() -> Result<(), AgentError> {
         tokio::select! {
             ended = agent.init.ended() => Err(ended),
             served = server::serve(&agent, listener) => served,
+            () = agent.keep_watched() => Ok(()),
             ended = or_never(log) => ended,
             ended = or_never(ports.passed.map(|port| agent.passed.serve(port))) => ended,
         }

@@ -29,7 +29,7 @@ const HEADER_LEN: usize = 32;
 const MAGIC: [u8; 6] = *b"nacreA";
 /// Goes up with every change of [`Kept`]. An agent that an upgrade puts in another's place may find an older one: it reads every
 /// version that an image was ever shipped with, which is this one alone so far.
-const VERSION: [u8; 2] = *b"01";
+const VERSION: [u8; 2] = *b"02";
 
 /// Everything that the next agent must know and that init does not.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +62,8 @@ pub struct Mounted {
     pub users: u32,
     /// Stays when nobody uses it.
     pub stays: bool,
+    /// The directory that it shows, which is looked at again and again.
+    pub watched: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 
 use crate::agent::Agent;
 use crate::error::RpcError;
+use crate::layered;
 use nacre_protocols::agent_init::RequestBody;
 use nacre_protocols::host_agent::kata::Storage;
 use nacre_protocols::init_launcher::{MountAttributes, Overlay, Plan, StorageStep};
@@ -10,7 +11,19 @@ use nacre_protocols::names::KATA_RUN_DIR;
 /// Driver of an image that the guest pulls itself.
 pub const GUEST_PULL: &str = "image_guest_pull";
 /// What [`step`] understands, and [`GUEST_PULL`].
-pub const DRIVERS: [&str; 7] = ["virtio-fs", "ephemeral", "local", "blk", "mmioblk", "overlayfs", GUEST_PULL];
+pub const DRIVERS: [&str; 9] = [
+    "virtio-fs",
+    "ephemeral",
+    "local",
+    "blk",
+    "mmioblk",
+    "overlayfs",
+    "watchable-bind",
+    layered::DRIVER,
+    GUEST_PULL,
+];
+/// Of Kata's, what is on a bus that this guest's kernel does not have.
+const OF_NO_BUS: [&str; 3] = ["scsi", "nvdimm", "blk-ccw"];
 /// Most storages of one request, and longest list of options of one.
 const STORAGES_MAX: usize = 128;
 const OPTIONS_MAX: usize = 64;
@@ -19,6 +32,20 @@ const DIRECTORY_MODE: u32 = 0o777;
 /// Of a tmpfs, where neither the host gives one.
 const TMPFS_MODE: u32 = 0o1777;
 const SET_GROUP_ID: u32 = 0o2000;
+
+/// A mount that a request asks for.
+pub struct Wanted {
+    pub step: StorageStep,
+    pub mount_point: String,
+    /// Stays when nobody uses it.
+    stays: bool,
+}
+
+impl Wanted {
+    pub fn of(step: StorageStep, mount_point: &str) -> Self {
+        Self { step, mount_point: mount_point.to_owned(), stays: false }
+    }
+}
 
 impl Agent {
     /// Mounts what is not yet mounted and counts `container` as a user of each mount point; with `None` they belong to the
@@ -31,30 +58,43 @@ impl Agent {
         if storages.len() > STORAGES_MAX {
             return Err(RpcError::invalid(format!("storages: more than {STORAGES_MAX}")));
         }
-        let steps = storages.iter().map(|storage| step(storage)).collect::<Result<Vec<_>, _>>()?;
+        let (parts, single): (Vec<&Storage>, Vec<&Storage>) =
+            storages.iter().partition(|storage| layered::is_part(storage));
+        let mut wanted = Vec::new();
+        for storage in single {
+            let stays = storage.shared;
+            wanted.push(Wanted { step: step(storage)?, mount_point: storage.mount_point.clone(), stays });
+        }
+        if !parts.is_empty() {
+            wanted.extend(layered::wanted(&parts, container.unwrap_or("sandbox"))?);
+        }
         let _turn = self.mounting.lock().await;
-        for (storage, step) in storages.iter().zip(steps) {
-            let is_mounted = self.use_mount(storage, container)?;
-            if !is_mounted && let Err(error) = self.apply(vec![step]).await {
-                self.unmount(&storage.mount_point).await;
+        for wanted in wanted {
+            let is_mounted = self.use_mount(&wanted, container)?;
+            if !is_mounted && let Err(error) = self.apply(vec![wanted.step]).await {
+                self.unmount(&wanted.mount_point).await;
                 return Err(error);
             }
         }
+        self.watching.notify_one();
         Ok(())
     }
 
     /// Counts the user before the mount is asked for, so that an agent that dies in between leaves a trace of it. True when
     /// it was mounted already.
-    fn use_mount(&self, storage: &Storage, container: Option<&str>) -> Result<bool, RpcError> {
+    fn use_mount(&self, wanted: &Wanted, container: Option<&str>) -> Result<bool, RpcError> {
         self.change(|kept| {
-            let is_mounted = kept.mounts.contains_key(&storage.mount_point);
-            let mount = kept.mounts.entry(storage.mount_point.clone()).or_default();
-            mount.stays |= storage.shared || container.is_none();
+            let is_mounted = kept.mounts.contains_key(&wanted.mount_point);
+            let mount = kept.mounts.entry(wanted.mount_point.clone()).or_default();
+            mount.stays |= wanted.stays || container.is_none();
+            if let StorageStep::Watched { source, .. } = &wanted.step {
+                mount.watched = Some(source.clone());
+            }
             if let Some(container) = container.and_then(|id| kept.containers.get_mut(id))
-                && !container.mounts.contains(&storage.mount_point)
+                && !container.mounts.contains(&wanted.mount_point)
             {
                 mount.users += 1;
-                container.mounts.push(storage.mount_point.clone());
+                container.mounts.push(wanted.mount_point.clone());
             }
             is_mounted
         })
@@ -89,7 +129,8 @@ impl Agent {
     /// Gives back what a container used; unmounts what nobody else does.
     pub async fn release_storages(&self, mount_points: &[String]) {
         let _turn = self.mounting.lock().await;
-        for mount_point in mount_points {
+        // The last first: it may be made of the others.
+        for mount_point in mount_points.iter().rev() {
             let unused = self.change(|kept| match kept.mounts.get_mut(mount_point) {
                 Some(mount) => {
                     mount.users = mount.users.saturating_sub(1);
@@ -148,13 +189,20 @@ fn step(storage: &Storage) -> Result<StorageStep, RpcError> {
         }
         ("blk" | "mmioblk", _) => disk(storage, mount_point),
         ("overlayfs", _) => overlay(storage, mount_point),
+        ("watchable-bind", _) => {
+            let source = beneath_run_dir(&storage.source)?;
+            Ok(StorageStep::Watched { source, mount_point })
+        }
+        (driver, _) if OF_NO_BUS.contains(&driver) => Err(RpcError::unsupported(format!(
+            "storage {mount_point}: driver {driver:?}: this guest's kernel has no such bus, which"
+        ))),
         (driver, fstype) => Err(RpcError::unsupported(format!(
             "storage {mount_point}: driver {driver:?} with file system {fstype:?}"
         ))),
     }
 }
 
-fn disk(storage: &Storage, mount_point: String) -> Result<StorageStep, RpcError> {
+pub fn disk(storage: &Storage, mount_point: String) -> Result<StorageStep, RpcError> {
     if let Some(option) = storage.driver_options.first() {
         return Err(RpcError::unsupported(format!("storage {mount_point}: driver option {option:?}")));
     }
@@ -272,7 +320,7 @@ fn octal_mode(octal: &str) -> Option<u32> {
     u32::from_str_radix(octal, 8).ok().filter(|mode| *mode <= 0o7777)
 }
 
-fn beneath_run_dir(path: &str) -> Result<String, RpcError> {
+pub fn beneath_run_dir(path: &str) -> Result<String, RpcError> {
     let path = path.trim_end_matches('/');
     let rest = path.strip_prefix(KATA_RUN_DIR).and_then(|rest| rest.strip_prefix('/'));
     let plain = rest.is_some_and(|rest| {
@@ -331,6 +379,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_watched_is_beneath_the_run_directory() {
+        let place = "/run/kata-containers/shared/containers/watchable/x";
+        let source = "/run/kata-containers/shared/containers/x";
+        let of = |source: &str| Storage {
+            source: source.into(),
+            ..storage("watchable-bind", place, &["bind", "ro"])
+        };
+        let expected = StorageStep::Watched { source: source.into(), mount_point: place.into() };
+        assert_eq!(step(&of(source)), Ok(expected));
+        for source in ["/etc", "kataShared", "/run/kata-containers/../x"] {
+            assert_eq!(step(&of(source)).unwrap_err().code, Code::InvalidArgument, "{source}");
+        }
+    }
+
+    #[test]
     fn disks_and_overlays_become_steps() {
         let good = "/run/kata-containers/sandbox/x";
         let disk = Storage {
@@ -372,7 +435,8 @@ mod tests {
             ("local", good, &["mode=9"], Code::InvalidArgument, "mode=9"),
             ("local", good, &["fsgid=five"], Code::InvalidArgument, "fsgid=five"),
             ("local", good, &["size=5"], Code::Unimplemented, "size=5"),
-            ("scsi", good, &[], Code::Unimplemented, "\"scsi\""),
+            ("scsi", good, &[], Code::Unimplemented, "\"scsi\": this guest's kernel has no such bus"),
+            ("floppy", good, &[], Code::Unimplemented, "\"floppy\""),
             ("blk", good, &[], Code::Unimplemented, "kataShared"),
             ("overlayfs", good, &["lowerdir=/etc"], Code::InvalidArgument, "/etc"),
             ("overlayfs", good, &["upperdir=/run/kata-containers/u"], Code::InvalidArgument, "workdir"),

@@ -85,6 +85,9 @@ const STORAGE: &[c_long] = &[
     libc::SYS_fsmount,
     libc::SYS_fspick,
     libc::SYS_symlinkat,
+    libc::SYS_readlinkat,
+    libc::SYS_utimensat,
+    libc::SYS_open_tree,
     libc::SYS_move_mount,
     libc::SYS_umount2,
 ];

@@ -607,6 +607,13 @@ pub enum StorageStep {
         mount_point: String,
     },
     Overlay(Overlay),
+    /// A directory beneath [`crate::names::KATA_RUN_DIR`], as it is now, in a tmpfs of its own: for who waits for changes, of which a
+    /// share does not tell. Again, it brings what is there up to date. A file, or a directory with more than [`WATCHED_FILES_MAX`]
+    /// entries or [`WATCHED_BYTES_MAX`] bytes, is bound instead.
+    Watched {
+        source: String,
+        mount_point: String,
+    },
     /// Other options for a tmpfs that is mounted beneath [`crate::names::KATA_RUN_DIR`].
     ChangeTmpfs {
         mount_point: String,
@@ -651,6 +658,10 @@ pub enum StorageStep {
 /// Longest part of a file in one [`StorageStep::Copy`], and most that one [`StorageStep::Read`] gives, in bytes.
 pub const COPY_PART_MAX: usize = 512 * 1024;
 pub const READ_MAX: usize = 8 * 1024;
+
+/// Most entries, and most bytes, of a directory that is copied again and again.
+pub const WATCHED_FILES_MAX: usize = 64;
+pub const WATCHED_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Directories in one, all of them beneath [`crate::names::KATA_RUN_DIR`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

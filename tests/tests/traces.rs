@@ -235,6 +235,35 @@ fn no_port_is_open_that_was_not_asked_for() {
     }
 }
 
+#[test]
+fn a_directory_that_is_watched_follows_the_hosts() {
+    require!(vm, tool "busybox");
+    let guest = Guest::boot();
+    let volume = guest.folder.path().join("shared/app0/volume");
+    std::fs::create_dir(&volume).unwrap();
+    std::fs::write(volume.join("key"), "one\n").unwrap();
+    let script = "grep -c ' /volume tmpfs' /proc/mounts; cat /volume/key; \
+                  while [ $(cat /volume/key) = one ]; do sleep 0.1; done; cat /volume/key";
+    let create = format!(
+        r#"{{"let": "watched", "is": {{"driver": "watchable-bind", "source": "/run/kata-containers/shared/containers/app0/volume", "fstype": "bind", "options": ["bind", "ro"], "mount_point": "/run/kata-containers/shared/containers/app0/watchable/volume"}}}}
+{{"let": "seen", "is": [{{"destination": "/proc", "type": "proc", "source": "proc"}}, {{"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}}, {{"destination": "/volume", "type": "bind", "source": "/run/kata-containers/shared/containers/app0/watchable/volume", "options": ["rbind", "ro"]}}]}}
+{{"call": "CreateContainer", "with": {{"container_id": "app0", "exec_id": "app0", "storages": ["$watched"], "oci": {{"root": "$root", "mounts": "$seen", "process": {{"args": ["/bin/sh", "-c", "{script}"], "env": ["PATH=/bin"], "cwd": "/"}}}}}}, "gives": {{}}}}
+{{"call": "StartContainer", "with": {{"container_id": "app0"}}, "gives": {{}}}}
+{{"read": "ReadStdout", "with": {{"container_id": "app0", "exec_id": "app0", "len": 100}}, "until": "one\n"}}"#
+    );
+    guest.play_text("a container", &format!("{POD}{create}"));
+    std::fs::write(volume.join(".key"), "two\n").unwrap();
+    std::fs::rename(volume.join(".key"), volume.join("key")).unwrap();
+    guest.play_text(
+        "the change",
+        r#"{"read": "ReadStdout", "with": {"container_id": "app0", "exec_id": "app0", "len": 100}, "until": "two\n"}
+{"call": "WaitProcess", "with": {"container_id": "app0", "exec_id": "app0"}, "gives": {"status": 0}}
+{"call": "RemoveContainer", "with": {"container_id": "app0"}, "gives": {}}"#,
+    );
+    let left: Vec<_> = std::fs::read_dir(volume.with_file_name("watchable")).unwrap().flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
 /// Asks for another agent's program, and gives the answer.
 fn upgrade(guest: &Guest, program: &Path) -> Result<(), String> {
     let request = UpgradeAgentRequest { program: std::fs::read(program).expect("no program") };

@@ -39,6 +39,7 @@ fn kind(step: &StorageStep) -> (u32, &'static str) {
         StorageStep::RemoveWritable { .. } => (kinds::SCRATCH, "removing the files of a container"),
         StorageStep::Layer { .. } | StorageStep::ReleaseLayers { .. } => (kinds::LAYERS, "a layer"),
         StorageStep::VirtioFs { .. } | StorageStep::UnmountStale => (kinds::SHARES, "a share"),
+        StorageStep::Watched { .. } => (kinds::SHARES, "a directory that is watched"),
         StorageStep::Tmpfs { .. } | StorageStep::ChangeTmpfs { .. } => (kinds::MEMORY, "a tmpfs"),
         StorageStep::HugePages { .. } => (kinds::MEMORY, "huge pages"),
         StorageStep::Disk { .. } => (kinds::DISKS, "a disk"),
@@ -97,6 +98,10 @@ fn one(step: &StorageStep) -> Result<(), CheckError> {
             place("mount point", mount_point)
         }
         StorageStep::Overlay(it) => overlay(it),
+        StorageStep::Watched { source, mount_point } => {
+            place("watched directory", source)?;
+            place("mount point", mount_point)
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount as unmount_path};
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Makes a directory, or gives the one that is there its mode.
 pub fn make_directory(path: &str, mode: u32, group: Option<u32>) -> Result<()> {
@@ -62,7 +63,8 @@ pub fn read(path: &str, length: u32) -> Result<Outcome> {
     attempt().at(STAGE, || format!("reading {path}"))
 }
 
-/// Unmounts what is mounted there and removes the directory. Nothing to do where there is none.
+/// Unmounts what is mounted there and removes the directory, or the file if something was mounted on one. Nothing to do where there
+/// is none.
 pub fn unmount(mount_point: &str) -> Result<()> {
     let attempt = || -> io::Result<()> {
         let (parent, name) = match Tree::guest(KATA_RUN_DIR).and_then(|tree| open_parent(&tree, mount_point))
@@ -72,6 +74,7 @@ pub fn unmount(mount_point: &str) -> Result<()> {
         };
         match open_child(&parent, name, OFlags::PATH | OFlags::DIRECTORY) {
             Err(error) if is_missing(&error) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => return unmount_file(&parent, name),
             found => rustix::process::fchdir(found?)?,
         }
         // From inside: no path that could lead elsewhere by now. What is no mount point says EINVAL.
@@ -85,7 +88,17 @@ pub fn unmount(mount_point: &str) -> Result<()> {
     attempt().at(STAGE, || format!("unmounting {mount_point}"))
 }
 
-fn open_parent<'p>(tree: &Tree, path: &'p str) -> io::Result<(std::os::fd::OwnedFd, &'p str)> {
+fn unmount_file(parent: &OwnedFd, name: &str) -> io::Result<()> {
+    let file = open_child(parent, name, OFlags::PATH)?;
+    match unmount_path(format!("/proc/self/fd/{}", file.as_raw_fd()), UnmountFlags::DETACH) {
+        Ok(()) => Ok(unlinkat(parent, name, AtFlags::empty())?),
+        // A file that nobody has mounted anything on is not ours to remove.
+        Err(Errno::INVAL) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn open_parent<'p>(tree: &Tree, path: &'p str) -> io::Result<(OwnedFd, &'p str)> {
     let (parent, name) = crate::tree::split_last(beneath(path)).ok_or(Errno::INVAL)?;
     Ok((tree.open(parent, OFlags::PATH | OFlags::DIRECTORY)?, name))
 }

@@ -8,6 +8,7 @@ mod layer;
 mod remove;
 mod scratch;
 mod volume;
+mod watched;
 
 use crate::check::Checked;
 use crate::error::{Context, Result};
@@ -66,6 +67,7 @@ fn apply_one(step: &StorageStep) -> Result<()> {
             disk::mount(device, file_system, data, attributes, mount_point)
         }
         StorageStep::Overlay(overlay) => disk::overlay(overlay),
+        StorageStep::Watched { source, mount_point } => watched::bring_up_to_date(source, mount_point),
         StorageStep::ChangeTmpfs { mount_point, data } => volume::change_tmpfs(mount_point, data),
         StorageStep::Directory { path, mode, group } => files::make_directory(path, *mode, *group),
         StorageStep::Copy(copy) => copy::apply(copy),
