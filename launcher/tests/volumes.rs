@@ -133,3 +133,16 @@ fn a_directory_may_belong_to_a_group() {
     assert_eq!((found.mode() & 0o7777, found.gid(), found.uid()), (0o2770, 4711, 0));
     assert_eq!(guest.storage(vec![step(AGENT_UID)]).unwrap_err().stage, LaunchStage::Plan);
 }
+
+#[test]
+fn a_removal_that_was_broken_off_is_taken_up_again() {
+    let Some(guest) = guest() else { return };
+    let own = std::path::Path::new(nacre_protocols::names::UPPER_DIR).join("box");
+    // What was moved up to be removed, and was not.
+    for place in [".0/deep/er", ".1", "upper/a/b/c", "upper/d/e", "work/work"] {
+        fs::create_dir_all(own.join(place)).unwrap();
+        fs::write(own.join(place).join("file"), "x").unwrap();
+    }
+    guest.storage(vec![StorageStep::RemoveWritable { container: "box".to_owned() }]).unwrap();
+    assert!(!own.exists());
+}

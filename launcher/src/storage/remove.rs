@@ -7,7 +7,7 @@ use super::STAGE;
 use crate::error::{Context, Result};
 use crate::tree::{Tree, is_missing, open_child};
 use nacre_protocols::names::{ROOTS, STORE_DIR, UPPER_DIR};
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, openat, renameat_with, unlinkat};
 use rustix::io::Errno;
 use std::ffi::CStr;
 use std::io;
@@ -74,8 +74,15 @@ fn remove_directory(top: &OwnedFd, name: &CStr, moved: &mut u64) -> io::Result<(
     )?;
     for_each_entry(&directory, |child| {
         if !remove_file(&directory, child)? {
-            // Names at the top are ours alone, and `.` is in none of them.
-            renameat(&directory, child, top, format!(".{moved}"))?;
+            // Names at the top are ours alone, and `.` is in none of them but those of an attempt that was broken off.
+            while let Err(error) =
+                renameat_with(&directory, child, top, format!(".{moved}"), RenameFlags::NOREPLACE)
+            {
+                if error != Errno::EXIST {
+                    return Err(error.into());
+                }
+                *moved += 1;
+            }
             *moved += 1;
         }
         Ok(())

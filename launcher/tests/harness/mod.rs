@@ -14,7 +14,7 @@ use rustix::fs::{Mode as FileMode, OFlags};
 use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags};
 use rustix::process::{Pid, Signal, WaitOptions};
 use rustix::thread::UnshareFlags;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -37,6 +37,8 @@ pub struct Guest {
     cgroup_fd: OwnedFd,
     /// Of storage, which launchers may use.
     pub kinds: u32,
+    /// A program that starts launchers, and its arguments before theirs.
+    pub wrapper: Vec<String>,
 }
 
 impl Guest {
@@ -67,7 +69,7 @@ impl Guest {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let cgroup_fd = rustix::fs::open(&cgroup, flags, FileMode::empty()).unwrap();
         make_namespace();
-        let guest = Self { cgroup, cgroup_fd, kinds: storage::ALL };
+        let guest = Self { cgroup, cgroup_fd, kinds: storage::ALL, wrapper: Vec::new() };
         make_rootfs(Path::new(ROOTFS));
         Ok(guest)
     }
@@ -132,13 +134,14 @@ impl Guest {
         // NACRE_LAUNCHER: another build of it, such as the static one of the guest image.
         let program = std::env::var("NACRE_LAUNCHER");
         let program = program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_nacre-guest-launcher"));
-        let program = CString::new(program).unwrap();
-        let mode_word = CString::new(mode.word()).unwrap();
-        let ceiling = CString::new(format!("{ceiling:x}")).unwrap();
-        let kinds = CString::new(format!("{:x}", self.kinds)).unwrap();
+        let (ceiling, kinds) = (format!("{ceiling:x}"), format!("{:x}", self.kinds));
+        let own = [program, mode.word(), &ceiling, &kinds];
+        let words = self.wrapper.iter().map(String::as_str).chain(own);
+        let words: Vec<CString> = words.map(|word| CString::new(word).unwrap()).collect();
+        let args: Vec<&CStr> = words.iter().map(CString::as_c_str).collect();
         let child = spawn(&Spawn {
-            program: Program::At(&program),
-            args: &[c"nacre-launcher", &mode_word, &ceiling, &kinds],
+            program: Program::At(&words[0]),
+            args: &args,
             env: &[],
             fds: &fds,
             cgroup: contained.then_some(self.cgroup_fd.as_fd()),
@@ -157,6 +160,18 @@ impl Guest {
             output: OwnedFd::from(output).into(),
             ended: None,
         }
+    }
+
+    /// Another cgroup in the place of this one, as init makes and removes one with each container.
+    pub fn renew_cgroup(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = fs::remove_dir(&self.cgroup) {
+            assert!(Instant::now() < deadline, "the cgroup is in use: {error}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        fs::create_dir(&self.cgroup).unwrap();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        self.cgroup_fd = rustix::fs::open(&self.cgroup, flags, FileMode::empty()).unwrap();
     }
 
     /// Creates, starts and waits. What it printed, and its exit code.
