@@ -37,7 +37,7 @@ impl Carried for Checked {
 
 fuzz_target!(|bytes: &[u8]| {
     let config = vec![7; 60];
-    let mut device = Transport::new("fuzzed", 2, 3, config, Box::new(Checked), Notes::default());
+    let mut device = Transport::new("fuzzed", 2, 3, config.into(), Box::new(Checked), Notes::default());
     for &[access, low, high, a, b, c, d] in bytes.as_chunks::<7>().0 {
         // Registers mostly, now and then something far away.
         let offset = u64::from(u16::from_le_bytes([low, high & 1]));

@@ -37,7 +37,7 @@ pub struct ToVmm {
 
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// No processor is in the guest and no device works when the reply comes; again is no error. Time goes on for the guest.
     Pause,
@@ -45,6 +45,16 @@ pub enum Request {
     Resume,
     /// The machine ends, the guest is not asked; the process exits with code 4. The reply may be lost.
     Stop,
+    /// The machine gets other memory or other processors, up to what its configuration says. Memory that is wanted less the
+    /// guest gives back as far as it can; processors are never taken away. What the guest has of it by now is in [`Status`]; it
+    /// must bring processors up by itself.
+    Resize {
+        /// MiB in all; rounded up to an even number.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        memory_mib: Option<u32>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        processors: Option<u8>,
+    },
     /// Reply: [`Reply::Status`].
     Status,
     /// Reply: [`Reply::Metrics`].
@@ -73,8 +83,14 @@ pub struct Status {
     pub state: State,
     /// The VMM's process.
     pub pid: u32,
+    /// That may run.
     pub processors: u8,
+    pub processors_max: u8,
+    /// That the guest has, without what its balloon gave back.
     pub memory_mib: u32,
+    /// That it should have.
+    pub memory_wanted_mib: u32,
+    pub memory_max_mib: u32,
     /// Since the machine was made.
     pub uptime_ms: u64,
     /// In the order of their addresses.

@@ -1,6 +1,7 @@
 //! Memory of a KVM guest: mapped where huge pages fit, handed to KVM, and given back to the host.
 
 use std::io;
+use std::ops::Range;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -49,6 +50,20 @@ pub fn map(size: usize, huge: bool) -> io::Result<MmapRegion> {
     // SAFETY: the mapping is there with this size and protection, and is never unmapped: a region that was built from a
     // pointer does not own it.
     unsafe { MmapRegion::build_raw(aligned.cast(), size, PROTECTION, FLAGS) }.map_err(io::Error::other)
+}
+
+/// A part of what [`map`] mapped, as a region of its own.
+///
+/// # Errors
+/// It is no part of it.
+pub fn part(whole: &MmapRegion, range: Range<usize>) -> io::Result<MmapRegion> {
+    if range.start > range.end || range.end > whole.size() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let start = whole.as_ptr().wrapping_byte_add(range.start);
+    // SAFETY: it lies in a mapping of this protection, which is never unmapped; the region does not own it.
+    unsafe { MmapRegion::build_raw(start, range.len(), whole.prot(), whole.flags()) }
+        .map_err(io::Error::other)
 }
 
 /// Makes a region that [`map`] mapped memory of the guest.

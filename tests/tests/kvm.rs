@@ -15,13 +15,14 @@ fn a_sandbox_on_our_own_vmm_has_all_that_one_under_qemu_has() {
         export HOME=/tmp/home XDG_RUNTIME_DIR=/tmp/runtime
         mkdir -m 700 $HOME $XDG_RUNTIME_DIR; mkdir /tmp/share; echo from the host > /tmp/share/file
         $NACRE_BIN doctor | grep kvm
-        $NACRE_BIN run --name box --cpus 2 -v /tmp/share:/data $NACRE_SMALL sh -c '
+        $NACRE_BIN run --name box --cpus 2 --vm-memory-max 1g --vm-cpus-max 3 -v /tmp/share:/data $NACRE_SMALL sh -c '
             echo processors $(grep -c ^processor /proc/cpuinfo)
             cat /data/file; echo from the guest > /data/answer
             echo network $(ls /sys/class/net)
             dd if=/dev/urandom of=/big bs=1M count=20 2> /dev/null; sync; md5sum < /big > /sum
             dd if=/big bs=1M iflag=direct 2> /dev/null | md5sum | cmp - /sum && echo the disk keeps what is written
             until test -e /data/go; do sleep 0.1; done
+            echo grown to $(grep -c ^processor /proc/cpuinfo), $(($(grep MemTotal /proc/meminfo | tr -dc 0-9) / 1000 / 100 * 100)), $(cat /sys/fs/cgroup/memory.max)
             exit 7' &
         pid=$!
         until test -e /tmp/share/answer || ! kill -0 $pid; do sleep 0.1; done
@@ -30,6 +31,7 @@ fn a_sandbox_on_our_own_vmm_has_all_that_one_under_qemu_has() {
         done
         $NACRE_BIN vmm-control box pause; $NACRE_BIN vmm-control box status | grep state; sleep 1
         $NACRE_BIN vmm-control box resume; $NACRE_BIN vmm-control box status | grep state
+        $NACRE_BIN update --vm-memory 2g box; $NACRE_BIN update --memory 900m --vm-cpus 3 box; echo updated $?
         touch /tmp/share/go; wait $pid; echo code $?
         cat /tmp/share/answer
         echo left $(pgrep -c -f '[v]mm --config')
@@ -46,6 +48,10 @@ fn a_sandbox_on_our_own_vmm_has_all_that_one_under_qemu_has() {
         "the disk keeps what is written\n",
         "\"state\": \"paused\"",
         "\"state\": \"running\"",
+        "memory_mib: 2048 is outside 512 to 1024",
+        "updated 0\n",
+        // Up to the machine's largest: 900 MiB and what a guest needs would be more.
+        "grown to 3, 1000, 943718400\n",
         "code 7\n",
         "from the guest\n",
         "left 0\n",

@@ -122,6 +122,83 @@ END
     eprintln!("{}", said.lines().find(|line| line.starts_with("resident")).unwrap_or_default());
 }
 
+/// Does what the files of one of its shares say, one after the other.
+const GROWING_GUEST: &str = r#"
+busybox mkdir /tmp/one /tmp/two
+busybox mount -t virtiofs one /tmp/one; busybox mount -t virtiofs two /tmp/two; busybox cat /tmp/one/a/file /tmp/two/b/file
+echo "cpus $(busybox cat /sys/devices/system/cpu/present) $(busybox cat /sys/devices/system/cpu/online)"
+mib() { echo $(($(busybox grep MemTotal /proc/meminfo | busybox tr -dc 0-9) / 1024)); }
+until_file() { until [ -e /tmp/one/a/$1 ]; do busybox sleep 0.1; done; }
+first=$(mib); echo "first $first"
+until_file grown; for n in $(busybox seq 300); do [ $(mib) -ge $((first + 272)) ] && break; busybox sleep 0.1; done; echo "more $(($(mib) - first))"
+busybox dd if=/dev/vdb of=/tmp/copy bs=1M 2> /dev/null; echo "sum $(busybox md5sum < /tmp/copy)"
+busybox rm /tmp/copy; echo 3 > /proc/sys/vm/drop_caches; echo emptied
+until_file processors; echo 1 > /sys/devices/system/cpu/cpu1/online; echo "online $(busybox cat /sys/devices/system/cpu/online)"
+echo 1 > /sys/devices/system/cpu/cpu2/online && echo it took one too many; echo "still $(busybox cat /sys/devices/system/cpu/online)"
+until_file end; busybox reboot -f
+"#;
+
+#[test]
+fn a_machine_grows_and_shrinks() {
+    require!(vm, tool "mkfs.erofs");
+    let folder = tempfile::tempdir().expect("no temporary directory");
+    let image = lab::busybox_guest(folder.path(), GROWING_GUEST);
+    let said = lab::run(
+        r#"
+        cd /tmp; yes 'some text that is not all the same' | nl | head -c 167772160 > disk; echo given $(md5sum < disk | cut -c1-32)
+        mkdir a b; echo in one > a/file; echo in two > b/file
+        cat > config.json <<END
+        {"version": 1, "kernel": "$NACRE_KERNEL", "processors": 1, "processors_max": 3,
+         "memory_mib": 128, "memory_max_mib": 512, "memory_pages": "density",
+         "command_line": "console=ttyS0 quiet reboot=k panic=-1 root=/dev/vda rootfstype=erofs ro init=/init",
+         "disks": [{"file": {"path": "$NACRE_GUEST"}, "read_only": true}, {"file": {"path": "/tmp/disk"}, "read_only": true}],
+         "shares": [{"tag": "one", "name": "a", "path": "/tmp/a"}, {"tag": "two", "name": "b", "path": "/tmp/b"}],
+         "balloon": true, "control": "/tmp/control"}
+END
+        $NACRE_BIN vmm --config config.json > console 2> errors & pid=$!
+        said() { for n in $(seq 900); do grep -q "$1" console && return; kill -0 $pid || break; sleep 0.1; done
+            echo "never said: $1"; cat console errors; exit 1; }
+        ask() { $NACRE_BIN vmm-control /tmp/control "$@"; }
+        has() { ask status | sed -n 's/^ *"memory_mib": \([0-9]*\),/\1/p'; }
+        said first
+        ask resize --memory 1g; ask resize --memory 64m; ask resize --processors 4
+        ask resize --memory 400m; echo asked $?; touch a/grown; said more; echo has $(has)
+        said emptied; ask resize --memory 128m
+        for n in $(seq 300); do [ $(has) -le 160 ] && break; sleep 0.1; done; echo shrunk to $(has)
+        # What has been given once can be taken again.
+        ask resize --memory 512m; for n in $(seq 300); do [ $(has) = 512 ] && break; sleep 0.1; done; echo again $(has)
+        ask resize --processors 2; ask pause; ask resume; touch a/processors; said still
+        ask status | grep -E '"(processors|memory)'; touch a/end
+        wait $pid; echo code $?; tr -d '\r' < console; cat errors
+        "#,
+        &[("NACRE_GUEST", &image.to_string_lossy())],
+    );
+    let given = said.lines().find_map(|line| line.strip_prefix("given ")).expect("no sum");
+    for line in [
+        "in one\nin two\n",
+        "cpus 0-2 0\n",
+        "memory_mib: 1024 is outside 128 to 512",
+        "memory_mib: 64 is outside 128 to 512",
+        "processors: 4 is outside 1 to 3",
+        "asked 0\n",
+        "more 272\n",
+        "has 400\n",
+        "again 512\n",
+        "online 0-1\n",
+        "still 0-1\n",
+        "\"processors\": 2,",
+        "\"processors_max\": 3,",
+        "\"memory_wanted_mib\": 512,",
+        "code 0\n",
+    ] {
+        assert!(said.contains(line), "no {line:?} in\n{said}");
+    }
+    assert!(said.contains(&format!("sum {given}")), "{said}");
+    assert!(!said.contains("one too many") && !said.contains("virtio-"), "{said}");
+    let shrunk = said.lines().find_map(|line| line.strip_prefix("shrunk to ")?.parse::<u32>().ok());
+    assert!(shrunk.is_some_and(|mib| mib <= 160), "{said}");
+}
+
 /// Each with a machine of its own.
 const SEEDS: &str = "1 2 3";
 /// Resident KiB of a machine, the guest's 128 MiB included, of which a hostile guest touches less than half.

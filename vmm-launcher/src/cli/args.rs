@@ -31,6 +31,8 @@ pub enum Command {
     Kill(Kill),
     /// Remove what is left of a container
     Rm(Rm),
+    /// Change the limits of a container that runs, and the size of its virtual machine
+    Update(Update),
     /// Put another program in the place of a sandbox's agent, while its containers run
     AgentUpgrade(AgentUpgrade),
     /// Pull an image into a store, or into the sandbox of a container, and keep it there
@@ -60,11 +62,11 @@ pub struct VmmControl {
     /// A container, whose sandbox is meant; or the path of a control socket, with a slash in it
     #[arg(value_name = "NAME|SOCKET")]
     pub target: String,
-    #[arg(value_enum)]
+    #[command(subcommand)]
     pub request: VmmRequest,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
 pub enum VmmRequest {
     /// Hold processors and devices
     Pause,
@@ -72,7 +74,15 @@ pub enum VmmRequest {
     Resume,
     /// End the machine at once, without asking the guest
     Stop,
-    /// State, process, uptime, devices and what they noticed, as JSON
+    /// Give it other memory or more processors, up to what its configuration says; the guest is not told of processors
+    Resize {
+        /// All its memory, such as 1g
+        #[arg(long, value_name = "SIZE", value_parser = values::size)]
+        memory: Option<u64>,
+        #[arg(long, value_name = "NUMBER")]
+        processors: Option<u8>,
+    },
+    /// State, process, uptime, memory, processors, devices and what they noticed, as JSON
     Status,
     /// Exits of each processor, requests and bytes of each device, as JSON
     Metrics,
@@ -99,7 +109,7 @@ pub struct Run {
     #[arg(long)]
     pub name: Option<String>,
     /// Run in the sandbox of this container, sharing its layers and network, instead of a new one
-    #[arg(long = "in", value_name = "NAME", conflicts_with_all = ["volume", "publish", "accel", "scratch", "vm_memory"])]
+    #[arg(long = "in", value_name = "NAME", conflicts_with_all = ["volume", "publish", "accel", "scratch", "vm_memory", "vm_memory_max", "vm_cpus_max"])]
     pub within: Option<String>,
 
     /// Set a variable: NAME=VALUE, or NAME to take it from here
@@ -192,6 +202,12 @@ pub struct MachineOptions {
     /// Memory of the virtual machine, such as 1g
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     pub vm_memory: Option<u64>,
+    /// What it may grow to by `nacre update`; on our own VMM alone
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    pub vm_memory_max: Option<u64>,
+    /// How many processors it may grow to; the same
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub vm_cpus_max: Option<u8>,
     /// The program that is the virtual machine
     #[arg(long, value_enum, default_value_t = VmmArg::Auto)]
     pub vmm: VmmArg,
@@ -376,6 +392,26 @@ pub struct Rm {
 }
 
 #[derive(Debug, Args)]
+pub struct Update {
+    /// Memory of the container, such as 512m; its virtual machine grows for it where it may
+    #[arg(short, long, value_name = "SIZE", value_parser = values::size)]
+    pub memory: Option<u64>,
+    /// Processors, such as 0.5; the same
+    #[arg(long, value_parser = values::cpus)]
+    pub cpus: Option<f64>,
+    /// Most processes and threads; -1 for no limit
+    #[arg(long, value_parser = values::pids, allow_negative_numbers = true)]
+    pub pids_limit: Option<i64>,
+    /// Memory of the virtual machine, up to the --vm-memory-max that it was started with
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    pub vm_memory: Option<u64>,
+    /// Processors of the virtual machine, up to its --vm-cpus-max; none is ever taken away
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub vm_cpus: Option<u8>,
+    pub name: String,
+}
+
+#[derive(Debug, Args)]
 pub struct AgentUpgrade {
     /// A container of the sandbox, which was started with --bound allow=upgrade
     pub name: String,
@@ -470,6 +506,7 @@ mod tests {
             "nacre stop",
             "nacre vmm-control box",
             "nacre vmm-control box jump",
+            "nacre vmm-control box resize --memory 1k",
             "nacre frobnicate",
         ] {
             assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");

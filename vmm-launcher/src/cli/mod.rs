@@ -19,6 +19,7 @@ mod registry;
 mod run;
 mod store;
 mod terminal;
+mod update;
 mod values;
 mod vmm_control;
 
@@ -53,6 +54,7 @@ pub fn main() -> ExitCode {
         Command::Images(args) => on_runtime(images::images(*args)),
         Command::Store(command) => store::store(&command),
         Command::Rm(args) => on_runtime(manage::rm(args)),
+        Command::Update(args) => on_runtime(update::update(args)),
         Command::AgentUpgrade(args) => on_runtime(agent_upgrade::upgrade(args)),
     };
     match result {

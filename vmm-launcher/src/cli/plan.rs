@@ -22,7 +22,7 @@ use crate::vmm::MAX_VCPUS;
 /// Memory of a VM unless more is asked for, in MiB.
 const VM_MEMORY_MIB: u64 = 512;
 /// What kernel, agent and page tables need besides the container's own, in MiB.
-const VM_OVERHEAD_MIB: u64 = 192;
+pub const VM_OVERHEAD_MIB: u64 = 192;
 /// Size of the scratch disk; the file is sparse, so this is a limit.
 const SCRATCH_BYTES: u64 = 32 << 30;
 /// On disk rather than in memory, unlike `/run` and often `/tmp`.
@@ -178,6 +178,8 @@ fn machine(
         kernel: guest_files::kernel(args.machine.kernel.as_deref())?,
         image: guest_files::image(args.machine.image_file.as_deref())?,
         memory_mib: u32::try_from(memory).unwrap_or(u32::MAX),
+        memory_max_mib: args.machine.vm_memory_max.map(super::vmm_control::mib),
+        vcpus_max: args.machine.vm_cpus_max,
         image_quota: args.image_quota,
         bounds: args.bound.clone(),
         vcpus,

@@ -6,6 +6,7 @@ use nacre_protocols::host_vmm::{Reply, Request};
 
 use super::args::{VmmControl, VmmRequest};
 use super::error::Failure;
+use super::find::Target;
 use super::{exit, find};
 use crate::kvm::control::ask;
 use crate::vmm::CONTROL_NAME;
@@ -16,6 +17,9 @@ pub fn vmm_control(args: &VmmControl) -> Result<u8, Failure> {
         VmmRequest::Pause => Request::Pause,
         VmmRequest::Resume => Request::Resume,
         VmmRequest::Stop => Request::Stop,
+        VmmRequest::Resize { memory, processors } => {
+            Request::Resize { memory_mib: memory.map(mib), processors }
+        }
         VmmRequest::Status => Request::Status,
         VmmRequest::Metrics => Request::Metrics,
     };
@@ -36,14 +40,21 @@ pub fn vmm_control(args: &VmmControl) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// Rounded up.
+pub fn mib(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX)
+}
+
 /// The path itself, or that of the sandbox of a container.
 fn socket(target: &str) -> Result<PathBuf, Failure> {
     if target.contains('/') {
         return Ok(target.into());
     }
-    let container = find::live(target)?;
-    let vsock = container.record.vsock.as_deref();
-    vsock
-        .map(|vsock| vsock.with_file_name(CONTROL_NAME))
+    socket_of(&find::live(target)?)
         .ok_or_else(|| Failure::new("vmm-control", "the sandbox has no VM").with_code(exit::FAILED))
+}
+
+/// Where the control socket of a container's sandbox is, if our own VMM runs it.
+pub fn socket_of(target: &Target) -> Option<PathBuf> {
+    target.record.vsock.as_deref().map(|vsock| vsock.with_file_name(CONTROL_NAME))
 }

@@ -202,6 +202,23 @@ impl Client {
         self.call::<sandbox::UpgradeAgent>(&request, CallRule::ONCE).await.map(drop)
     }
 
+    /// Brings processors of the guest up, until so many are.
+    pub async fn online_processors(&self, count: u8) -> Result<(), ClientError> {
+        let request = kata::OnlineCpuMemRequest { wait: true, nb_cpus: count.into(), cpu_only: true };
+        self.call::<rpc::OnlineCPUMem>(&request, CallRule::REPEATABLE).await.map(drop)
+    }
+
+    /// Changes what a container may use.
+    pub async fn update_container(
+        &self,
+        container: &str,
+        resources: kata::LinuxResources,
+    ) -> Result<(), ClientError> {
+        let request =
+            kata::UpdateContainerRequest { container_id: container.to_owned(), resources: Some(resources) };
+        self.call::<rpc::UpdateContainer>(&request, CallRule::REPEATABLE).await.map(drop)
+    }
+
     /// Boot stages and memory of the guest's own processes.
     pub async fn report(&self) -> Result<own::Report, ClientError> {
         self.call::<sandbox::GetReport>(&own::ReportRequest {}, CallRule::REPEATABLE).await

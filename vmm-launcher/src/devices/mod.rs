@@ -5,10 +5,12 @@
 
 pub mod balloon;
 pub mod block;
+pub mod config_space;
 pub mod console;
 pub mod entropy;
 pub mod ethernet;
 pub mod fs;
+pub mod growth;
 pub mod meter;
 pub mod notes;
 pub mod queues;

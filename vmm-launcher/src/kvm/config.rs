@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::KvmError;
+use super::devices::TAG_BYTES;
+use crate::devices::fs::TAG;
 
 /// Bytes of such a file.
 const CONFIG_MAX: u64 = 64 << 10;
@@ -30,6 +32,12 @@ pub struct Config {
     /// 1 to 64.
     pub processors: u8,
     pub memory_mib: u32,
+    /// Up to so much memory may come later (`resize` at the control socket), by virtio-mem.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_max_mib: Option<u32>,
+    /// Up to so many processors may come later; they are in the MP table from the start, and are not let run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processors_max: Option<u8>,
     #[serde(default)]
     pub memory_pages: Pages,
     /// In the order of their names in the guest: vda, vdb, …
@@ -37,7 +45,7 @@ pub struct Config {
     pub disks: Vec<DiskConfig>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockDevice>,
-    /// Directories of the host, seen in the guest below one virtio-fs mount.
+    /// Directories of the host, seen in the guest below one virtio-fs mount for each tag.
     #[serde(default)]
     pub shares: Vec<ShareConfig>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -95,10 +103,18 @@ pub struct VsockDevice {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShareConfig {
+    /// What the guest mounts; 1 to 36 bytes.
+    #[serde(default = "usual_tag")]
+    pub tag: String,
+    /// The directory below it.
     pub name: String,
     pub path: PathBuf,
     #[serde(default)]
     pub read_only: bool,
+}
+
+fn usual_tag() -> String {
+    TAG.to_owned()
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -172,6 +188,18 @@ impl Config {
                 self.memory_mib
             ));
         }
+        let (processors, most) = self.processors();
+        if !(processors..=MAX_VCPUS).contains(&most) {
+            return Err(format!("processors_max: {most} is outside {processors} to {MAX_VCPUS}"));
+        }
+        let (memory, most) = self.memory();
+        if !(memory..=MAX_MEMORY_MIB).contains(&most) {
+            return Err(format!("memory_max_mib: {most} is outside {memory} to {MAX_MEMORY_MIB}"));
+        }
+        let tag = |share: &&ShareConfig| !(1..=TAG_BYTES).contains(&share.tag.len());
+        if let Some(share) = self.shares.iter().find(tag) {
+            return Err(format!("shares: the tag {:?} has not 1 to {TAG_BYTES} bytes", share.tag));
+        }
         if self.vsock.as_ref().is_some_and(|vsock| vsock.guest_cid < 3) {
             return Err("vsock.guest_cid: below 3".to_owned());
         }
@@ -179,6 +207,16 @@ impl Config {
             return Err("network: either fd or tap".to_owned());
         }
         Ok(())
+    }
+
+    /// MiB at the start, and at most.
+    pub fn memory(&self) -> (u32, u32) {
+        (self.memory_mib, self.memory_max_mib.unwrap_or(self.memory_mib))
+    }
+
+    /// At the start, and at most.
+    pub fn processors(&self) -> (u8, u8) {
+        (self.processors, self.processors_max.unwrap_or(self.processors))
     }
 
     /// The numbers of all descriptors that it names.
@@ -235,6 +273,13 @@ mod tests {
             ("\"version\": 1", "\"version\": 2", "version 2"),
             ("\"processors\": 2", "\"processors\": 65", "processors: 65"),
             ("\"memory_mib\": 128", "\"memory_mib\": 1", "memory_mib: 1"),
+            ("\"memory_mib\": 128", "\"memory_mib\": 128, \"memory_max_mib\": 64", "memory_max_mib: 64"),
+            ("\"processors\": 2", "\"processors\": 2, \"processors_max\": 1", "processors_max: 1"),
+            (
+                "\"memory_mib\"",
+                "\"shares\": [{\"tag\": \"\", \"name\": \"n\", \"path\": \"/p\"}], \"memory_mib\"",
+                "tag",
+            ),
             ("\"guest_cid\": 3", "\"guest_cid\": 2", "guest_cid"),
             ("\"fd\": 9, ", "", "either fd or tap"),
             ("\"fd\": 9", "\"fd\": 9, \"tap\": {\"name\": \"t\"}", "either fd or tap"),

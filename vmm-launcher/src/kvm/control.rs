@@ -21,6 +21,7 @@ use rustix::net::{
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::life::Life;
+use super::memory::Grower;
 use super::{End, KvmError};
 use crate::devices::meter::Meter;
 use crate::devices::notes::Notes;
@@ -59,8 +60,11 @@ impl Kick {
 
 /// What there is to tell.
 pub struct About {
-    pub processors: u8,
+    pub processors_max: u8,
+    /// From the start.
     pub memory_mib: u32,
+    pub memory_wanted_mib: u32,
+    pub memory_max_mib: u32,
     pub made: Instant,
     pub devices: Vec<(&'static str, Meter)>,
     /// Bytes that the balloon gave back.
@@ -73,6 +77,8 @@ pub struct Control {
     pub life: Arc<Life>,
     pub kick: Kick,
     pub about: About,
+    /// Where memory may grow.
+    pub grower: Option<Grower>,
     pub ends: Sender<Result<End, KvmError>>,
 }
 
@@ -84,7 +90,7 @@ struct Client {
 
 impl Control {
     /// Until the process ends.
-    pub fn serve(&self, listener: &OwnedFd) {
+    pub fn serve(&mut self, listener: &OwnedFd) {
         let mut clients: Vec<Client> = Vec::new();
         loop {
             let ready = match wait(listener, &clients) {
@@ -104,7 +110,7 @@ impl Control {
     }
 
     /// Whether the client stays.
-    fn hear(&self, client: &mut Client) -> bool {
+    fn hear(&mut self, client: &mut Client) -> bool {
         let mut bytes = [0; 4096];
         let count = match recv(&client.stream, &mut bytes[..], RecvFlags::empty()) {
             Ok((0, _)) => return false,
@@ -126,7 +132,7 @@ impl Control {
         client.heard.len() < LINE_BYTES_MAX
     }
 
-    fn answer(&self, line: &[u8]) -> Reply {
+    fn answer(&mut self, line: &[u8]) -> Reply {
         match serde_json::from_slice::<ToVmm>(line) {
             Ok(asked) if asked.version == VERSION => self.carry_out(asked.request),
             Ok(asked) => other_version(asked.version),
@@ -138,7 +144,7 @@ impl Control {
         }
     }
 
-    fn carry_out(&self, request: Request) -> Reply {
+    fn carry_out(&mut self, request: Request) -> Reply {
         match request {
             Request::Pause => {
                 match self.life.pause(Duration::from_secs(PAUSE_SECONDS_MAX), || self.kick.all()) {
@@ -154,18 +160,51 @@ impl Control {
                 let _ = self.ends.send(Ok(End::Stopped));
                 Reply::Done
             }
+            Request::Resize { memory_mib, processors } => match self.resize(memory_mib, processors) {
+                Ok(()) => Reply::Done,
+                Err(problem) => Reply::Error(problem),
+            },
             Request::Status => Reply::Status(self.status()),
             Request::Metrics => Reply::Metrics(self.metrics()),
         }
     }
 
+    fn resize(&mut self, memory_mib: Option<u32>, processors: Option<u8>) -> Result<(), String> {
+        let about = &mut self.about;
+        let running = self.life.may_run();
+        if let Some(asked) = processors
+            && !(running..=about.processors_max.into()).contains(&asked.into())
+        {
+            return Err(format!("processors: {asked} is outside {running} to {}", about.processors_max));
+        }
+        if let Some(asked) = memory_mib {
+            if !(about.memory_mib..=about.memory_max_mib).contains(&asked) {
+                let (least, most) = (about.memory_mib, about.memory_max_mib);
+                return Err(format!("memory_mib: {asked} is outside {least} to {most}"));
+            }
+            if let Some(grower) = &mut self.grower {
+                let more = u64::from(asked - about.memory_mib) << 20;
+                grower.want(more).map_err(|error| format!("memory_mib: {error}"))?;
+            }
+            about.memory_wanted_mib = asked;
+        }
+        if let Some(asked) = processors {
+            self.life.let_run(asked.into());
+        }
+        Ok(())
+    }
+
     fn status(&self) -> Status {
         let about = &self.about;
+        let taken_mib = self.grower.as_ref().map_or(0, |grower| grower.taken_bytes() >> 20);
         Status {
             state: if self.life.is_paused() { State::Paused } else { State::Running },
             pid: std::process::id(),
-            processors: about.processors,
-            memory_mib: about.memory_mib,
+            processors: u8::try_from(self.life.may_run()).unwrap_or(u8::MAX),
+            processors_max: about.processors_max,
+            memory_mib: about.memory_mib.saturating_add(u32::try_from(taken_mib).unwrap_or(u32::MAX)),
+            memory_wanted_mib: about.memory_wanted_mib,
+            memory_max_mib: about.memory_max_mib,
             uptime_ms: u64::try_from(about.made.elapsed().as_millis()).unwrap_or(u64::MAX),
             devices: about.devices.iter().map(|(name, _)| (*name).to_owned()).collect(),
             notes: about.notes.list(),
@@ -249,15 +288,18 @@ mod tests {
         meter.woken(3);
         meter.from_guest(512);
         let about = About {
-            processors: 1,
+            processors_max: 2,
             memory_mib: 128,
+            memory_wanted_mib: 128,
+            memory_max_mib: 128,
             made: Instant::now(),
             devices: vec![("disk", meter)],
             returned: Meter::default(),
             notes: Notes::default(),
         };
         // Without processors there is nobody to be waited for.
-        let control = Control { life: Arc::new(Life::new(0)), kick: Kick(Vec::new()), about, ends };
+        let life = Arc::new(Life::new(0, 1));
+        let mut control = Control { life, kick: Kick(Vec::new()), about, grower: None, ends };
         std::thread::spawn(move || control.serve(&listener));
         (folder, path, ended)
     }
@@ -281,6 +323,21 @@ mod tests {
         assert_eq!((metrics.devices[0].requests, metrics.devices[0].from_guest_bytes), (3, 512));
         assert_eq!(ask(&path, Request::Stop).unwrap(), Reply::Done);
         assert_eq!(ended.recv().unwrap().unwrap(), End::Stopped);
+    }
+
+    #[test]
+    fn a_machine_is_resized_within_its_configuration() {
+        let (_folder, path, _ended) = served();
+        let resize = |memory_mib, processors| ask(&path, Request::Resize { memory_mib, processors }).unwrap();
+        let Reply::Error(error) = resize(Some(256), None) else { panic!() };
+        assert_eq!(error, "memory_mib: 256 is outside 128 to 128");
+        for (processors, range) in [(0, "0 is outside 1 to 2"), (3, "3 is outside 1 to 2")] {
+            let Reply::Error(error) = resize(None, Some(processors)) else { panic!() };
+            assert_eq!(error, format!("processors: {range}"));
+        }
+        assert_eq!(resize(Some(128), Some(2)), Reply::Done);
+        let Reply::Status(status) = ask(&path, Request::Status).unwrap() else { panic!() };
+        assert_eq!((status.processors, status.processors_max, status.memory_mib), (2, 2, 128));
     }
 
     #[test]

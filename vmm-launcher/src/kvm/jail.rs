@@ -23,6 +23,8 @@ const KVM_KVMCLOCK_CTRL: u64 = 0xaead;
 const KICK: u64 = 34;
 /// `KVM_SET_GSI_ROUTING` (linux/kvm.h).
 const KVM_SET_GSI_ROUTING: u64 = 0x4008_ae6a;
+/// `KVM_SET_USER_MEMORY_REGION` (linux/kvm.h).
+const KVM_SET_USER_MEMORY_REGION: u64 = 0x4020_ae46;
 
 /// What a thread is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub enum Kind {
     Console,
     Disk,
     Entropy,
+    /// Memory that comes later.
+    Memory,
     Network,
     /// The same over a tap.
     Tap,
@@ -140,6 +144,7 @@ const CONTROL: &[Allowed] = &[
     any(libc::SYS_sendto, "replies"),
     any(libc::SYS_getpid, "to say it, and for the next"),
     only(libc::SYS_tgkill, 2, KICK, "processors leave the guest"),
+    seldom(only(libc::SYS_ioctl, 1, KVM_SET_USER_MEMORY_REGION, "memory that comes later"), "when it grows"),
 ];
 
 const DISK: &[Allowed] = &[
@@ -224,7 +229,7 @@ fn listed(kind: Kind) -> impl Iterator<Item = &'static Allowed> {
         Kind::Control => &[CONTROL],
         Kind::Processor => &[PROCESSOR],
         Kind::Disk => &[DEVICE, DISK],
-        Kind::Balloon | Kind::Console | Kind::Entropy => &[DEVICE],
+        Kind::Balloon | Kind::Console | Kind::Entropy | Kind::Memory => &[DEVICE],
         Kind::Network => &[DEVICE, NETWORK],
         Kind::Tap => &[DEVICE, TAP],
         Kind::Vsock => &[DEVICE, VSOCK],
@@ -368,6 +373,7 @@ mod tests {
         Kind::Console,
         Kind::Disk,
         Kind::Entropy,
+        Kind::Memory,
         Kind::Network,
         Kind::Tap,
         Kind::Vsock,

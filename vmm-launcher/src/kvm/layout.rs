@@ -50,6 +50,13 @@ pub fn lines(devices: usize) -> u8 {
     u8::try_from(last + 1).unwrap_or(u8::MAX)
 }
 
+/// Where memory that comes later begins, behind so much from the start: at a multiple of the largest step in which Linux adds
+/// memory on x86.
+pub fn growth(bytes: u64) -> u64 {
+    const STEP: u64 = 2 << 30;
+    memory(bytes).last().map_or(0, |(start, size)| start + size).max(GAP.end).next_multiple_of(STEP)
+}
+
 /// Memory of the guest, as start and size: one range, or two around the gap.
 pub fn memory(bytes: u64) -> Vec<(u64, u64)> {
     match bytes.checked_sub(GAP.start) {
@@ -74,5 +81,8 @@ mod tests {
         assert_eq!(memory(1 << 20), [(0, 1 << 20)]);
         assert_eq!(memory(GAP.start), [(0, GAP.start)]);
         assert_eq!(memory(4 << 30), [(0, GAP.start), (4 << 30, 1 << 30)]);
+        for (bytes, start) in [(1 << 20, 4), (GAP.start, 4), (4 << 30, 6), (6 << 30, 8)] {
+            assert_eq!(growth(bytes), start << 30, "{bytes}");
+        }
     }
 }

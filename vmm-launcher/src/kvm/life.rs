@@ -22,6 +22,8 @@ pub struct Life {
 struct Places {
     /// Processors that wait.
     parked: usize,
+    /// Processors that have leave to run, from the first on.
+    may_run: usize,
     /// Devices that may not begin anything.
     resting: bool,
     /// Device threads that are at work.
@@ -38,10 +40,11 @@ pub enum Restless {
 }
 
 impl Life {
-    pub fn new(processors: usize) -> Self {
+    /// Of so many processors, the first of which may run.
+    pub fn new(processors: usize, may_run: usize) -> Self {
         Self {
             pausing: AtomicBool::new(false),
-            places: Mutex::default(),
+            places: Mutex::new(Places { may_run, ..Places::default() }),
             changed: Condvar::new(),
             exits: std::iter::repeat_with(ExitCounters::default).take(processors).collect(),
         }
@@ -95,6 +98,29 @@ impl Life {
         places.parked += 1;
         self.changed.notify_all();
         while self.is_paused() {
+            places = self.changed.wait(places).unwrap_or_else(PoisonError::into_inner);
+        }
+        places.parked -= 1;
+    }
+
+    /// Gives so many processors leave to run, from the first on; it is never taken back.
+    pub fn let_run(&self, processors: usize) {
+        let mut places = self.places();
+        places.may_run = places.may_run.max(processors);
+        self.changed.notify_all();
+    }
+
+    /// How many processors have leave to run.
+    pub fn may_run(&self) -> usize {
+        self.places().may_run
+    }
+
+    /// A processor that has not been in the guest waits here until it may; while it does, it rests.
+    pub fn wait_for_leave(&self, processor: u8) {
+        let mut places = self.places();
+        places.parked += 1;
+        self.changed.notify_all();
+        while places.may_run <= usize::from(processor) || self.is_paused() {
             places = self.changed.wait(places).unwrap_or_else(PoisonError::into_inner);
         }
         places.parked -= 1;
@@ -176,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_pause_waits_for_processors_and_devices_and_resume_lets_them_go() {
-        let life = Arc::new(Life::new(2));
+        let life = Arc::new(Life::new(2, 2));
         let turns = Arc::new(AtomicU64::new(0));
         let ended = Arc::new(AtomicBool::new(false));
         let threads: Vec<_> = (0..3)
@@ -214,8 +240,34 @@ mod tests {
     }
 
     #[test]
+    fn a_processor_without_leave_rests_until_it_has_it() {
+        let life = Arc::new(Life::new(2, 1));
+        let (sender, ran) = std::sync::mpsc::channel();
+        for processor in 0..2 {
+            let (life, sender) = (life.clone(), sender.clone());
+            std::thread::spawn(move || {
+                life.wait_for_leave(processor);
+                sender.send(processor).unwrap();
+                while !life.is_paused() {
+                    std::thread::yield_now();
+                }
+                life.park();
+            });
+        }
+        assert_eq!(ran.recv_timeout(LONG), Ok(0));
+        // It does not hold up a pause, and does not run in one.
+        life.pause(LONG, || {}).unwrap();
+        life.let_run(2);
+        assert!(ran.recv_timeout(SOON).is_err());
+        life.resume();
+        assert_eq!(ran.recv_timeout(LONG), Ok(1));
+        life.let_run(1);
+        assert_eq!(life.may_run(), 2);
+    }
+
+    #[test]
     fn who_does_not_rest_ends_the_pause() {
-        let life = Life::new(1);
+        let life = Life::new(1, 1);
         let kicks = AtomicU64::new(0);
         let kick = || {
             kicks.fetch_add(1, Ordering::Relaxed);
@@ -223,7 +275,7 @@ mod tests {
         assert_eq!(life.pause(SOON, kick), Err(Restless::Processors(1)));
         assert!(kicks.load(Ordering::Relaxed) > 1);
         assert!(!life.is_paused());
-        let life = Life::new(0);
+        let life = Life::new(0, 0);
         let work = life.work();
         assert_eq!(life.pause(SOON, || {}), Err(Restless::Devices(1)));
         drop(work);

@@ -10,17 +10,20 @@ pub mod carrier;
 pub mod config;
 pub mod control;
 mod cpu;
+mod devices;
 mod io_apic;
 pub mod jail;
 mod layout;
 mod life;
 mod machine;
+mod memory;
 mod mp_table;
 mod ports;
 pub mod transport;
 
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 pub use config::Config;
@@ -85,7 +88,7 @@ pub enum KvmError {
 }
 
 /// The life of a VMM process: reads its configuration, runs the guest, and tells how it ended.
-pub fn run(config: &std::path::Path) -> ExitCode {
+pub fn run(config: &Path) -> ExitCode {
     let outcome = Config::read(config)
         .map_err(|error| error.to_string())
         .and_then(|config| Machine::new(config).and_then(Machine::run).map_err(|error| error.to_string()));
@@ -98,4 +101,13 @@ pub fn run(config: &std::path::Path) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn open(what: &'static str, path: &Path, write: bool) -> Result<File, KvmError> {
+    let opened = OpenOptions::new().read(true).write(write).open(path);
+    opened.map_err(|source| KvmError::File { what, path: path.to_owned(), source })
+}
+
+fn failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> KvmError {
+    move |error| KvmError::Kvm(what, error.into())
 }

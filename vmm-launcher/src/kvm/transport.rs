@@ -1,6 +1,7 @@
 //! The registers of a virtio-mmio device (virtio 1.2, section 4.2.2): what the driver reads and writes to set it up.
 
 use super::carrier::{Carried, QueueSetup};
+use crate::devices::config_space::ConfigSpace;
 use crate::devices::notes::Notes;
 
 // Offsets.
@@ -34,6 +35,7 @@ const VERSION_1: u64 = 1 << virtio_bindings::bindings::virtio_config::VIRTIO_F_V
 /// Interrupts reach the guest from the devices' threads without passing here, so "a buffer was used" is always said: a
 /// driver that looks in vain finds nothing.
 const USED_BUFFER: u32 = 1;
+const CONFIG_CHANGED: u32 = 2;
 
 // Bits of the status.
 const DRIVER_OK: u32 = 4;
@@ -45,8 +47,7 @@ pub struct Transport {
     name: &'static str,
     /// Of the specification's list (section 5).
     id: u32,
-    /// The device's own configuration, which the driver may read.
-    config: Vec<u8>,
+    config: ConfigSpace,
     device: Box<dyn Carried>,
     notes: Notes,
     queues: Vec<QueueSetup>,
@@ -63,7 +64,7 @@ impl Transport {
         name: &'static str,
         id: u32,
         queues: usize,
-        config: Vec<u8>,
+        config: ConfigSpace,
         device: Box<dyn Carried>,
         notes: Notes,
     ) -> Self {
@@ -84,13 +85,12 @@ impl Transport {
 
     /// The driver reads `data` at `offset`.
     pub fn read(&mut self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
         if let Some(start) = offset.checked_sub(CONFIG) {
-            let rest =
-                usize::try_from(start).ok().and_then(|start| self.config.get(start..)).unwrap_or_default();
-            data.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+            self.config.read(usize::try_from(start).unwrap_or(usize::MAX), data);
         } else if data.len() == 4 {
             data.copy_from_slice(&self.register(offset).to_le_bytes());
+        } else {
+            data.fill(0);
         }
     }
 
@@ -112,9 +112,10 @@ impl Transport {
             DEVICE_FEATURES => half(self.device.features(), self.selected_device_features),
             QUEUE_SIZE_MAX => queue.map_or(0, |_| self.device.queue_size_max().into()),
             QUEUE_READY => queue.map_or(0, |queue| queue.ready.into()),
+            INTERRUPT_STATUS if self.config.is_news() => USED_BUFFER | CONFIG_CHANGED,
             INTERRUPT_STATUS => USED_BUFFER,
             STATUS => self.status,
-            CONFIG_GENERATION => 0,
+            CONFIG_GENERATION => self.config.generation(),
             // No shared memory: as large as can be, says the specification.
             offset if SHARED_MEMORY.contains(&offset) => u32::MAX,
             _ => 0,
@@ -132,6 +133,7 @@ impl Transport {
             },
             QUEUE_SELECT => self.selected_queue = value,
             STATUS => self.set_status(value),
+            INTERRUPT_ACK if value & CONFIG_CHANGED != 0 => self.config.heard(),
             INTERRUPT_ACK | QUEUE_NOTIFY => {}
             _ => self.set_queue(offset, value),
         }
@@ -240,8 +242,12 @@ mod tests {
     }
 
     fn device() -> (Transport, Seen) {
+        with_config(vec![1, 2, 3, 4, 5].into())
+    }
+
+    fn with_config(config: ConfigSpace) -> (Transport, Seen) {
         let seen = Seen::default();
-        (Transport::new("test", 2, 2, vec![1, 2, 3, 4, 5], Box::new(seen.clone()), Notes::default()), seen)
+        (Transport::new("test", 2, 2, config, Box::new(seen.clone()), Notes::default()), seen)
     }
 
     fn get(transport: &mut Transport, offset: u64) -> u32 {
@@ -288,6 +294,19 @@ mod tests {
         set(&mut device, &[(STATUS, 0)]);
         assert_eq!(get(&mut device, STATUS), 0);
         assert_eq!(seen.0.lock().unwrap().last(), Some(&None));
+    }
+
+    #[test]
+    fn a_driver_hears_that_the_configuration_changed_until_it_says_so() {
+        let config = ConfigSpace::from(vec![1; 4]);
+        let (mut device, _) = with_config(config.clone());
+        assert_eq!((get(&mut device, INTERRUPT_STATUS), get(&mut device, CONFIG_GENERATION)), (1, 0));
+        config.set(vec![2; 4], true);
+        assert_eq!((get(&mut device, INTERRUPT_STATUS), get(&mut device, CONFIG_GENERATION)), (3, 1));
+        set(&mut device, &[(INTERRUPT_ACK, 1)]);
+        assert_eq!((get(&mut device, INTERRUPT_STATUS), get(&mut device, CONFIG)), (3, 0x0202_0202));
+        set(&mut device, &[(INTERRUPT_ACK, 3)]);
+        assert_eq!(get(&mut device, INTERRUPT_STATUS), 1);
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub struct MachineConfig {
     pub image: PathBuf,
     pub memory_mib: u32,
     pub vcpus: u8,
+    /// What both may grow to, on our own VMM.
+    pub memory_max_mib: Option<u32>,
+    pub vcpus_max: Option<u8>,
     pub scratch: ScratchSetting,
     /// Most bytes that image layers may take.
     pub image_quota: Option<u64>,
@@ -106,6 +109,8 @@ impl MachineConfig {
         config.image = Some(self.image.clone());
         config.memory_mib = self.memory_mib;
         config.vcpus = self.vcpus;
+        config.memory_max_mib = self.memory_max_mib;
+        config.vcpus_max = self.vcpus_max;
         config.guest_cid = GUEST_CID;
         config.console_log = Some(place.console_log());
         config.vmm = match self.vmm {

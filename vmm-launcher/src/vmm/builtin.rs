@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::config::{Scratch, VmConfig};
-use crate::devices::fs::Access;
+use crate::devices::fs::{Access, TAG};
 use crate::kvm::config::{
     Config, DiskConfig, NetworkConfig, Pages, ShareConfig, Source, VERSION, VsockDevice,
 };
@@ -27,6 +27,7 @@ pub fn machine(
     let durable = matches!(config.scratch, Scratch::Kept { .. });
     let scratch = scratch.map(|fd| DiskConfig { file: Source::Fd(fd), read_only: false, durable });
     let share = |share: &crate::devices::fs::Share| ShareConfig {
+        tag: TAG.to_owned(),
         name: share.name.clone(),
         path: share.host.clone(),
         read_only: share.access == Access::ReadOnly,
@@ -39,6 +40,8 @@ pub fn machine(
         command_line: format!("{cmdline} reboot=k"),
         processors: config.vcpus,
         memory_mib: config.memory_mib,
+        memory_max_mib: config.memory_max_mib,
+        processors_max: config.vcpus_max,
         memory_pages: Pages::Latency,
         disks: root.into_iter().chain(scratch).collect(),
         vsock: Some(VsockDevice { guest_cid: config.guest_cid, socket: vsock.to_owned() }),

@@ -35,6 +35,10 @@ pub struct VmConfig {
     pub memory_mib: u32,
     /// Virtual processors, 1 to [`MAX_VCPUS`].
     pub vcpus: u8,
+    /// Guest memory may grow up to this, on our own VMM.
+    pub memory_max_mib: Option<u32>,
+    /// So may the number of virtual processors.
+    pub vcpus_max: Option<u8>,
     /// Words added to the kernel's command line.
     pub cmdline: Vec<String>,
     /// The guest's vsock address, 3 or more.
@@ -73,6 +77,8 @@ impl VmConfig {
             scratch: Scratch::None,
             memory_mib: 256,
             vcpus: 1,
+            memory_max_mib: None,
+            vcpus_max: None,
             cmdline: Vec::new(),
             guest_cid: 3,
             shares: Vec::new(),
@@ -117,6 +123,14 @@ impl VmConfig {
         }
         if !(1..=MAX_VCPUS).contains(&self.vcpus) {
             return Err(ConfigError::Vcpus(self.vcpus));
+        }
+        let most = self.memory_max_mib.unwrap_or(self.memory_mib);
+        if !(self.memory_mib..=MAX_MEMORY_MIB).contains(&most) {
+            return Err(ConfigError::MemoryMax(most, self.memory_mib));
+        }
+        let most = self.vcpus_max.unwrap_or(self.vcpus);
+        if !(self.vcpus..=MAX_VCPUS).contains(&most) {
+            return Err(ConfigError::VcpusMax(most, self.vcpus));
         }
         if let Scratch::Disk { size_bytes, .. } = &self.scratch
             && *size_bytes < MIN_SCRATCH_BYTES
@@ -219,6 +233,12 @@ pub enum ConfigError {
     Memory(u32),
     #[error("{0} virtual processors are outside 1 to {MAX_VCPUS}")]
     Vcpus(u8),
+    #[error("memory that may grow to {0} MiB is outside {1} to {MAX_MEMORY_MIB}")]
+    MemoryMax(u32, u32),
+    #[error("{0} virtual processors at most are outside {1} to {MAX_VCPUS}")]
+    VcpusMax(u8, u8),
+    #[error("QEMU's machine does not grow: it has all memory and processors from the start")]
+    QemuGrows,
     #[error("a scratch disk of {0} bytes is below {MIN_SCRATCH_BYTES}")]
     ScratchSize(u64),
     #[error("kernel command line: `{0}` has a character that is not printable ASCII, or none")]
@@ -252,6 +272,8 @@ mod tests {
         let cases: &[Case] = &[
             (|c| c.memory_mib = 1, "memory of 1 MiB"),
             (|c| c.vcpus = 0, "0 virtual processors"),
+            (|c| c.memory_max_mib = Some(64), "grow to 64 MiB"),
+            (|c| c.vcpus_max = Some(0), "0 virtual processors at most"),
             (|c| c.vcpus = 65, "65 virtual processors"),
             (|c| c.cmdline = vec!["a b".into()], "command line: `a b`"),
             (|c| c.cmdline = vec![String::new()], "command line: ``"),

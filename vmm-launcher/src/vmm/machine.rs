@@ -94,6 +94,9 @@ impl Vm {
         if accel.builtin {
             return Vm::start_builtin(config, &cmdline, files, accel, started);
         }
+        if config.memory_max_mib.is_some() || config.vcpus_max.is_some() {
+            return Err(ConfigError::QemuGrows.into());
+        }
         let qemu_path = find_program(QEMU).ok_or(VmError::NoQemu)?;
         // Without ACPI the guest cannot power off: it ends by a triple fault, and QEMU is told not to reboot.
         cmdline.push_str(" reboot=t");

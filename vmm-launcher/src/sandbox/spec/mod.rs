@@ -165,7 +165,8 @@ fn namespace(kind: &str) -> kata::LinuxNamespace {
     kata::LinuxNamespace { r#type: kind.into(), path: String::new() }
 }
 
-fn resources(limits: &Limits) -> kata::LinuxResources {
+/// What the container's cgroup is told; what is not limited is left as it is.
+pub fn resources(limits: &Limits) -> kata::LinuxResources {
     kata::LinuxResources {
         memory: limits.memory.map(|bytes| kata::LinuxMemory {
             limit: i64::try_from(bytes).unwrap_or(i64::MAX),
