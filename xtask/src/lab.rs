@@ -28,8 +28,8 @@ pub struct Options {
     /// Memory of the outer machine, MiB
     #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(256..=65536))]
     memory: u32,
-    /// Processors of the outer machine
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    /// Processors of the outer machine. With more than one, QEMU's SVM loses timers now and then: a guest stands still, or crashes
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     cpus: u8,
     /// Seconds after which the outer machine is ended
     #[arg(long, default_value_t = 900)]
