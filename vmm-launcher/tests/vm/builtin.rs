@@ -24,9 +24,7 @@ fn all_of_it_on_our_own_vmm() {
     let own = std::env::current_exe().unwrap();
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(root)
-        // With two processors and several guests the outer machine now and then lost a guest (a triple fault) or stood still
-        // itself, timers and all; with one it did not.
-        .args(["xtask", "lab", "--cpus", "1", "--timeout", "900", "--"])
+        .args(["xtask", "lab", "--timeout", "900", "--"])
         .arg(own)
         .args(["--skip", "on_our_own_vmm", "--skip", "qemus_own", "--test-threads", "2"])
         .env("NACRE_TEST_OWN_VMM", nacre)
