@@ -393,8 +393,7 @@ impl Agent {
             Err(failure) if failure.kind == FailureKind::NotFound => {}
             Err(failure) => return Err(RpcError::internal(failure.message)),
         }
-        let mounts = self.kept(|kept| kept.containers.get(id).map(|c| c.mounts.clone()).unwrap_or_default());
-        self.release_storages(&mounts).await;
+        self.release_storages(id).await?;
         self.change(|kept| kept.forget_container(id))?;
         self.containers.remove(id);
         Ok(())

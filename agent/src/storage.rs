@@ -127,21 +127,33 @@ impl Agent {
     }
 
     /// Gives back what a container used; unmounts what nobody else does.
-    pub async fn release_storages(&self, mount_points: &[String]) {
+    ///
+    /// # Errors
+    /// Something cannot be unmounted, or that it was cannot be written down: then the container still uses it, and it can be
+    /// tried again.
+    pub async fn release_storages(&self, container: &str) -> Result<(), RpcError> {
         let _turn = self.mounting.lock().await;
+        let used = self.kept(|kept| kept.containers.get(container).map(|it| it.mounts.clone()));
         // The last first: it may be made of the others.
-        for mount_point in mount_points.iter().rev() {
-            let unused = self.change(|kept| match kept.mounts.get_mut(mount_point) {
-                Some(mount) => {
-                    mount.users = mount.users.saturating_sub(1);
-                    mount.users == 0 && !mount.stays
-                }
-                None => false,
+        for mount_point in used.unwrap_or_default().iter().rev() {
+            let is_last = self.kept(|kept| {
+                kept.mounts.get(mount_point).is_some_and(|mount| mount.users <= 1 && !mount.stays)
             });
-            if unused == Ok(true) {
-                self.unmount(mount_point).await;
+            if is_last {
+                self.apply(vec![StorageStep::Unmount { mount_point: mount_point.clone() }]).await?;
             }
+            self.change(|kept| {
+                if is_last {
+                    kept.mounts.remove(mount_point);
+                } else if let Some(mount) = kept.mounts.get_mut(mount_point) {
+                    mount.users = mount.users.saturating_sub(1);
+                }
+                if let Some(container) = kept.containers.get_mut(container) {
+                    container.mounts.retain(|other| other != mount_point);
+                }
+            })?;
         }
+        Ok(())
     }
 
     async fn unmount(&self, mount_point: &str) {

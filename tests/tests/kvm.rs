@@ -15,7 +15,7 @@ fn a_sandbox_on_our_own_vmm_has_all_that_one_under_qemu_has() {
         export HOME=/tmp/home XDG_RUNTIME_DIR=/tmp/runtime
         mkdir -m 700 $HOME $XDG_RUNTIME_DIR; mkdir /tmp/share; echo from the host > /tmp/share/file
         $NACRE_BIN doctor | grep kvm
-        $NACRE_BIN run --name box --cpus 2 --vm-memory-max 1g --vm-cpus-max 3 -v /tmp/share:/data $NACRE_SMALL sh -c '
+        $NACRE_BIN run --name box --vm-memory-max 1g --vm-cpus-max 3 -v /tmp/share:/data $NACRE_SMALL sh -c '
             echo processors $(grep -c ^processor /proc/cpuinfo)
             cat /data/file; echo from the guest > /data/answer
             echo network $(ls /sys/class/net)
@@ -42,7 +42,7 @@ fn a_sandbox_on_our_own_vmm_has_all_that_one_under_qemu_has() {
     );
     for line in [
         "usable",
-        "processors 2\n",
+        "processors 1\n",
         "from the host\n",
         "network eth0 lo\n",
         "the disk keeps what is written\n",
@@ -83,6 +83,53 @@ fn a_sandbox_on_our_own_vmm_has_all_that_one_under_qemu_has() {
         assert!(thread.contains("NoNewPrivs: 1") && thread.contains("Seccomp: 2"), "{thread}");
         let none = thread.contains("CapEff: 0000000000000000") && thread.contains("CapBnd: 0000000000000000");
         assert!(none || thread.starts_with("nacre-fs "), "{thread}");
+    }
+}
+
+#[test]
+fn an_ordinary_user_needs_no_more_than_the_group_kvm() {
+    require!(vm, tool "umoci", tool "passt", tool "setpriv");
+    let small = images().reference("small");
+    let said = lab::run(
+        r#"
+        mkdir -m 700 /tmp/user /tmp/user/home /tmp/user/run /tmp/user/shared; echo for root alone > /tmp/secret; chmod 600 /tmp/secret
+        ln -s /tmp/secret /tmp/user/shared/link; chown -R 1234:1234 /tmp/user; chgrp 77 /dev/kvm; chmod 660 /dev/kvm
+        # The user may go where the programs and images are; what is changed here, this machine alone sees.
+        for file in $NACRE_BIN $NACRE_KERNEL $NACRE_IMAGE $NACRE_LAYOUT/index.json; do
+            while [ $file != / ]; do file=$(dirname $file); chmod o+x $file; done
+        done
+        cat > /tmp/user/as <<'END'
+group=$1; shift; export HOME=/tmp/user/home XDG_RUNTIME_DIR=/tmp/user/run NACRE_SCRATCH_DIR=/tmp/user/home
+exec setpriv --reuid 1234 --regid 1234 --groups $group --bounding-set -all --inh-caps -all $NACRE_BIN "$@"
+END
+        as() { sh /tmp/user/as "$@"; }
+        as 77 run --vmm kvm --name box -v /tmp/user/shared:/data $NACRE_SMALL sh -c '
+            echo inside $(id -u); echo text > /data/file; cat /data/link; mknod /data/disk b 1 0; chown 5:5 /data/file; touch /data/ready
+            until test -e /data/go; do sleep 0.1; done' &
+        pid=$!
+        until test -e /tmp/user/shared/ready || ! kill -0 $pid; do sleep 0.1; done
+        for process in $(pgrep -f '[v]mm --config') $(pgrep -f '[n]acre monitor') $(pgrep passt); do
+            echo process $(cat /proc/$process/comm) $(grep -E '^(Uid|Gid|CapEff|CapPrm|NoNewPrivs):' /proc/$process/status)
+        done
+        touch /tmp/user/shared/go; wait $pid; echo code $?
+        stat -c '%n %u:%g' /tmp/user/shared/*; find /tmp/user/run -type f -o -type s
+        as 78 run --vmm kvm $NACRE_SMALL true; echo without $?
+        "#,
+        &[("NACRE_SMALL", &small), ("NACRE_LAYOUT", &images().folder().to_string_lossy())],
+    );
+    for line in
+        ["inside 0\n", "/tmp/user/shared/file 1234:1234\n", "code 0\n", "without 125\n", "usermod -aG kvm"]
+    {
+        assert!(said.contains(line), "no {line:?} in\n{said}");
+    }
+    assert!(!said.contains("for root alone"), "{said}");
+    assert!(!said.contains("/tmp/user/shared/disk"), "{said}");
+    let processes: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("process ")).collect();
+    assert!(processes.len() >= 3, "{said}");
+    for process in processes {
+        let is_the_users = process.contains("Uid: 1234 1234 1234 1234 Gid: 1234 1234 1234 1234");
+        let has_nothing = process.contains("CapPrm: 0000000000000000 CapEff: 0000000000000000");
+        assert!(is_the_users && has_nothing, "{process}");
     }
 }
 

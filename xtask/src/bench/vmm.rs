@@ -5,20 +5,24 @@
 //! resident; QEMU's microvm, which is measured here too, took 222.9.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{Figure, median};
 use crate::cache::Cache;
-use crate::demo::build_nacre;
-use crate::{kernel, packages};
+use crate::demo::{build_nacre, make_image as make_layout};
+use crate::{image, kernel, packages};
 
-const PACKAGES: &[&str] = &["busybox-static", "cpio", "erofs-utils", "qemu-system-x86"];
+const PACKAGES: &[&str] = &["busybox-static", "cpio", "erofs-utils", "passt", "qemu-system-x86"];
 const BUSYBOX: &str = "/bin/busybox";
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 const MEMORY_MIB: u64 = 128;
@@ -49,6 +53,18 @@ const KERNEL: &str = "vmlinux";
 const LEAN_KERNEL: &str = "vmlinux-lean";
 const IMAGE: &str = "image.erofs";
 const INITRD: &str = "initrd";
+/// For `nacre run`: the guest's own image, and a container's.
+const GUEST_IMAGE: &str = "guest.erofs";
+const LAYOUT: &str = "layout";
+/// Made there.
+const HOME: &str = "home";
+/// As `nacre run --vmm` knows them: ours, and QEMU on the same KVM with our devices over vhost-user.
+const VMMS: [&str; 2] = ["kvm", "qemu"];
+/// What `nacre run --timings` calls its stages, from its start to the container's first instruction.
+const STAGES: [&str; 4] = ["boot", "agent", "pull", "start"];
+
+const RUN: &str = "nacre run";
+const THROUGHPUT: &str = "throughput";
 
 /// What is booted.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -86,11 +102,13 @@ pub fn run(options: &Options) -> anyhow::Result<Vec<Figure>> {
         (NACRE, nacre.clone()),
         (KERNEL, kernel::make(&cache)?),
         (LEAN_KERNEL, kernel::make_for_figures(&cache)?),
+        (GUEST_IMAGE, image::make(&cache, &[])?),
     ];
     for (name, file) in files {
         fs::copy(&file, work.path().join(name)).with_context(|| format!("cannot copy {}", file.display()))?;
     }
     make_image(work.path())?;
+    make_layout(&work.path().join(LAYOUT))?;
     let own = std::env::current_exe().context("cannot find this program")?;
     let output = Command::new(&own)
         .args(["lab", "--icount", "--timeout", "3000", "--"])
@@ -134,6 +152,25 @@ fn figures(boots: &[Value]) -> anyhow::Result<Vec<Figure>> {
         ));
         figures.push(Figure::new(format!("{name}: guest, resident"), value("guest_kib")?, "KiB", None));
     }
+    let starts: Vec<Value> = boots.iter().filter(|boot| boot["kind"] == RUN).cloned().collect();
+    let mut whole = 0.0;
+    for stage in STAGES {
+        let time = median(&starts, |start| start[format!("{stage}_ms")].as_f64())?;
+        figures.push(Figure::new(format!("{RUN}: {stage}"), time, "vms", None));
+        whole += time;
+    }
+    figures.push(Figure::new(format!("{RUN}: to the first instruction of a container"), whole, "vms", None));
+    for (way, _) in WAYS {
+        let [ours, qemus] = VMMS.map(|vmm| {
+            let of_vmm = |boot: &&Value| boot["kind"] == THROUGHPUT && boot["vmm"] == vmm;
+            let runs: Vec<Value> = boots.iter().filter(of_vmm).cloned().collect();
+            median(&runs, |run| run[way].as_f64())
+        });
+        let (ours, qemus) = (ours?, qemus?);
+        figures.push(Figure::new(format!("{way}: ours"), ours, "MB/vs", None));
+        figures.push(Figure::new(format!("{way}: QEMU"), qemus, "MB/vs", None));
+        figures.push(Figure::new(format!("{way}: ours / QEMU"), ours / qemus, "ratio", None));
+    }
     Ok(figures)
 }
 
@@ -163,13 +200,70 @@ fn make_image(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// MiB that go each way in the measurements of throughput.
+const MIB: u64 = 32;
+/// How their ways are called, and what measures each in a container: hundredths of a second, on its standard error.
+const WAYS: [(&str, &str); 4] = [
+    ("share, read", "dd if=/data/large of=/dev/null bs=1M"),
+    ("share, written", "dd if=/dev/zero of=/data/new bs=1M count=$MIB conv=fsync"),
+    ("vsock and agent, to standard output", "dd if=/dev/zero bs=64k count=$((MIB * 16))"),
+    (
+        "network, to the host",
+        "{ touch /data/ready; dd if=/dev/zero bs=64k count=$((MIB * 16)) | nc -l -p 80; }",
+    ),
+];
+const PORT: u16 = 8080;
+
+/// In the lab: how much goes through the devices of a sandbox, MB in a virtual second, which is 10^9 instructions.
+fn throughput(vmm: &str, work: &Path, layout: &Path) -> anyhow::Result<Value> {
+    let share = work.join("share");
+    fs::create_dir_all(&share).context("cannot make a directory")?;
+    let _ = fs::remove_file(share.join("ready"));
+    fs::write(share.join("large"), vec![7; (MIB << 20) as usize]).context("cannot write a file")?;
+    let measured =
+        WAYS.map(|(_, command)| format!("a=$(now); {command} 2> /dev/null; echo $(($(now) - a)) >&2"));
+    let script =
+        format!("MIB={MIB}; now() {{ cut -d' ' -f1 /proc/uptime | tr -d .; }}; {}", measured.join("; "));
+    let mut command = run_command(work);
+    command.args(["--vmm", vmm, "--publish", &format!("127.0.0.1:{PORT}:80"), "--volume"]);
+    command.arg(format!("{}:/data", share.display())).arg(format!("oci:{}:latest", layout.display()));
+    command.args(["sh", "-c", &script]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut nacre = Guard(command.spawn().context("cannot run nacre")?);
+    let mut stdout = nacre.0.stdout.take().context("no standard output")?;
+    let output = std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
+    while !share.join("ready").exists() && nacre.0.try_wait().context("cannot wait for nacre")?.is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let mut received = 0;
+    // It may not listen yet: a connection that it refuses ends at once.
+    while received == 0 && nacre.0.try_wait().context("cannot wait for nacre")?.is_none() {
+        if let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)) {
+            received = std::io::copy(&mut stream, &mut std::io::sink()).unwrap_or(0);
+        }
+    }
+    let mut said = String::new();
+    nacre.0.stderr.take().context("no standard error")?.read_to_string(&mut said).context("cannot read")?;
+    let status = nacre.0.wait().context("cannot wait for nacre")?;
+    let printed = output.join().ok().and_then(Result::ok).unwrap_or(0);
+    let times: Vec<f64> = said.lines().filter_map(|line| line.trim().parse().ok()).collect();
+    ensure!(
+        status.success() && times.len() == WAYS.len() && printed == MIB << 20 && received == MIB << 20,
+        "{vmm}: {status}, {printed} bytes printed, {received} received\n{said}"
+    );
+    let mut measured = json!({ "kind": THROUGHPUT, "vmm": vmm });
+    for ((way, _), time) in WAYS.iter().zip(times) {
+        measured[*way] = ((MIB << 20) as f64 / 1e6 / (time.max(1.0) / 100.0)).into();
+    }
+    Ok(measured)
+}
+
 /// In the lab: boots, and prints one JSON object for each.
 fn inside(runs: usize, from: &Path) -> anyhow::Result<()> {
     let mounted = Command::new("mount").args(["-t", "debugfs", "debugfs", DEBUGFS]).status();
     ensure!(mounted.context("cannot run mount")?.success(), "debugfs cannot be mounted");
     // In the lab's own memory: reading through to the host takes as long as the host likes.
     let work = tempfile::tempdir().context("cannot make a working directory")?;
-    for name in [NACRE, KERNEL, LEAN_KERNEL, IMAGE, INITRD] {
+    for name in [NACRE, KERNEL, LEAN_KERNEL, IMAGE, INITRD, GUEST_IMAGE] {
         fs::copy(from.join(name), work.path().join(name)).with_context(|| format!("cannot copy {name}"))?;
     }
     for (kind, pages, _) in measured() {
@@ -181,12 +275,53 @@ fn inside(runs: usize, from: &Path) -> anyhow::Result<()> {
             }
         }
     }
+    let home = work.path().join(HOME);
+    fs::create_dir(&home).context("cannot make a directory")?;
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).context("cannot change a mode")?;
+    for vmm in VMMS {
+        for _ in 0..runs {
+            println!("{}", throughput(vmm, work.path(), &from.join(LAYOUT))?);
+        }
+    }
+    for number in 0..=runs {
+        let start = start(work.path(), &from.join(LAYOUT))?;
+        if number > 0 {
+            println!("{start}");
+        }
+    }
     Ok(())
 }
 
+/// `nacre run` with the kernel and the image that are here.
+fn run_command(work: &Path) -> Command {
+    let mut command = Command::new(work.join(NACRE));
+    command.args(["run", "--quiet", "--kernel"]).arg(work.join(KERNEL));
+    command.arg("--image").arg(work.join(GUEST_IMAGE)).stdin(Stdio::null());
+    command.env("HOME", work.join(HOME)).env("XDG_RUNTIME_DIR", work.join(HOME));
+    command
+}
+
+/// A container from nothing, to its end.
+fn start(work: &Path, layout: &Path) -> anyhow::Result<Value> {
+    let timings = work.join("timings.json");
+    let mut command = run_command(work);
+    command.args(["--vmm", "kvm", "--timings"]).arg(&timings);
+    command.arg(format!("oci:{}:latest", layout.display())).arg("true");
+    let output = command.output().context("cannot run nacre")?;
+    ensure!(output.status.success(), "{RUN}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    let text = fs::read(&timings).context("cannot read the timings")?;
+    let mut stages: Value = serde_json::from_slice(&text).context("the timings are not JSON")?;
+    stages["kind"] = RUN.into();
+    Ok(stages)
+}
+
 fn boot(kind: Kind, pages: &str, work: &Path) -> anyhow::Result<Value> {
+    // The host's side of its network stays open; nobody is there.
+    let (_host, network) = UnixStream::pair().context("cannot make a pair of sockets")?;
+    rustix::io::fcntl_setfd(&network, rustix::io::FdFlags::empty()).context("cannot hand a socket on")?;
+    let mut command = command(kind, pages, work, network.as_raw_fd())?;
     let begun = Instant::now();
-    let mut vmm = Guard(command(kind, pages, work)?.spawn().context("cannot start the VMM")?);
+    let mut vmm = Guard(command.spawn().context("cannot start the VMM")?);
     let console = BufReader::new(vmm.0.stdout.take().context("no console")?);
     let mut said = Vec::new();
     for line in console.lines() {
@@ -205,7 +340,7 @@ fn boot(kind: Kind, pages: &str, work: &Path) -> anyhow::Result<Value> {
     bail!("{}: the guest ended:\n{}", kind.name(), said.join("\n"))
 }
 
-fn command(kind: Kind, pages: &str, work: &Path) -> anyhow::Result<Command> {
+fn command(kind: Kind, pages: &str, work: &Path, network: RawFd) -> anyhow::Result<Command> {
     const CONSOLE: &str = "console=ttyS0 quiet reboot=k panic=-1";
     let path = |name: &str| work.join(name);
     let echo = format!("echo \"{LINE}\"");
@@ -223,12 +358,17 @@ fn command(kind: Kind, pages: &str, work: &Path) -> anyhow::Result<Command> {
         let fields = if kind == Kind::Marks {
             json!({ "kernel": path(LEAN_KERNEL), "initrd": path(INITRD), "command_line": from_initrd })
         } else {
-            let _ = fs::remove_file(path("vsock"));
+            for socket in ["vsock", "control"] {
+                let _ = fs::remove_file(path(socket));
+            }
             json!({
                 "kernel": path(KERNEL), "disks": [{ "file": { "path": path(IMAGE) }, "read_only": true }],
                 "command_line": format!("{CONSOLE} root=/dev/vda rootfstype=erofs ro init={BUSYBOX} -- {echo}"),
                 "vsock": { "guest_cid": 3, "socket": path("vsock") },
                 "shares": [{ "name": "share", "path": work, "read_only": true }],
+                "network": { "fd": network, "mac": [2, 0, 0, 0, 0, 1], "mtu": 1500 },
+                "balloon": true, "virtio_console": true, "control": path("control"),
+                "memory_max_mib": 2 * MEMORY_MIB, "processors_max": 2,
             })
         };
         if let (Some(config), Value::Object(fields)) = (config.as_object_mut(), fields) {
