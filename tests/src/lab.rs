@@ -13,10 +13,29 @@ const BUSYBOX: &str = "/bin/busybox";
 /// # Panics
 /// When it fails.
 pub fn run(script: &str, variables: &[(&str, &str)]) -> String {
+    run_on(1, script, variables)
+}
+
+/// The same with so many processors (`cargo xtask lab --help` says what more than one may do).
+///
+/// # Panics
+/// When it fails.
+pub fn run_on(processors: u8, script: &str, variables: &[(&str, &str)]) -> String {
     let found = artefacts::find().unwrap_or_else(|error| panic!("{error}"));
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(artefacts::workspace())
-        .args(["xtask", "lab", "--timeout", "600", "--", "sh", "-c", script])
+        .args([
+            "xtask",
+            "lab",
+            "--cpus",
+            &processors.to_string(),
+            "--timeout",
+            "600",
+            "--",
+            "sh",
+            "-c",
+            script,
+        ])
         .env("NACRE_BIN", found.nacre)
         .env("NACRE_KERNEL", found.kernel)
         .env("NACRE_IMAGE", found.image)
