@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use super::registry::RegistryOptions;
 use super::values::{self, PublishArg, ScratchArg, VolumeArg};
+use crate::sandbox::spec::Limits;
 
 /// Runs each container in a virtual machine of its own. The image is pulled, verified and laid down inside.
 #[derive(Debug, Parser)]
@@ -158,15 +159,8 @@ pub struct Run {
     #[arg(short, long, value_name = "[ADDRESS:]HOST:CONTAINER[/udp]", value_parser = values::publish)]
     pub publish: Vec<PublishArg>,
 
-    /// Memory of the container, such as 512m
-    #[arg(short, long, value_name = "SIZE", value_parser = values::size)]
-    pub memory: Option<u64>,
-    /// Processors, such as 0.5
-    #[arg(long, value_parser = values::cpus)]
-    pub cpus: Option<f64>,
-    /// Most processes and threads; -1 for no limit
-    #[arg(long, value_parser = values::pids, allow_negative_numbers = true)]
-    pub pids_limit: Option<i64>,
+    #[command(flatten)]
+    pub limits: LimitOptions,
 
     /// Give a capability, or ALL
     #[arg(long, value_name = "CAPABILITY")]
@@ -194,6 +188,20 @@ pub struct Run {
     /// command and its arguments, instead of the image's
     #[arg(value_names = ["IMAGE", "COMMAND"], required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
     pub words: Vec<String>,
+}
+
+/// What a container may use; by `update`, its virtual machine grows for it where it may.
+#[derive(Debug, Args)]
+pub struct LimitOptions {
+    /// Memory of the container, such as 512m
+    #[arg(short, long, value_name = "SIZE", value_parser = values::size)]
+    pub memory: Option<u64>,
+    /// Processors, such as 0.5
+    #[arg(long, value_parser = values::cpus)]
+    pub cpus: Option<f64>,
+    /// Most processes and threads; -1 for no limit
+    #[arg(long, value_parser = values::pids, allow_negative_numbers = true)]
+    pub pids_limit: Option<i64>,
 }
 
 /// The virtual machine of a new sandbox.
@@ -393,15 +401,8 @@ pub struct Rm {
 
 #[derive(Debug, Args)]
 pub struct Update {
-    /// Memory of the container, such as 512m; its virtual machine grows for it where it may
-    #[arg(short, long, value_name = "SIZE", value_parser = values::size)]
-    pub memory: Option<u64>,
-    /// Processors, such as 0.5; the same
-    #[arg(long, value_parser = values::cpus)]
-    pub cpus: Option<f64>,
-    /// Most processes and threads; -1 for no limit
-    #[arg(long, value_parser = values::pids, allow_negative_numbers = true)]
-    pub pids_limit: Option<i64>,
+    #[command(flatten)]
+    pub limits: LimitOptions,
     /// Memory of the virtual machine, up to the --vm-memory-max that it was started with
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     pub vm_memory: Option<u64>,
@@ -428,6 +429,12 @@ pub struct Doctor {
     /// Guest image of the virtual machine
     #[arg(long = "image", env = "NACRE_IMAGE", value_name = "FILE")]
     pub image_file: Option<PathBuf>,
+}
+
+impl LimitOptions {
+    pub fn limits(&self) -> Limits {
+        Limits { memory: self.memory, cpus: self.cpus, pids: self.pids_limit }
+    }
 }
 
 impl Run {
@@ -483,7 +490,10 @@ mod tests {
         )
         .unwrap();
         assert!(full.detach && !full.rm && !full.registry.tls_verify && full.read_only);
-        assert_eq!((full.memory, full.cpus, full.pids_limit), (Some(512 << 20), Some(1.5), Some(-1)));
+        assert_eq!(
+            (full.limits.memory, full.limits.cpus, full.limits.pids_limit),
+            (Some(512 << 20), Some(1.5), Some(-1))
+        );
         assert_eq!(full.words, ["img", "a", "b"]);
     }
 

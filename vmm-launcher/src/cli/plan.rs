@@ -10,19 +10,19 @@ use super::attach::Streams;
 use super::error::Failure;
 use super::registry::{Loopback, Order};
 use super::run::absolute;
-use super::values::{ScratchArg, Security, VolumeArg};
+use super::values::{ScratchArg, Security, VolumeArg, mib};
 use super::{environment, find, guest_files, terminal};
 use crate::images::ImageSource;
 use crate::sandbox::session::Wanted;
-use crate::sandbox::spec::{ContainerSettings, Limits, SeccompChoice, Volume};
+use crate::sandbox::spec::{ContainerSettings, SeccompChoice, Volume};
 use crate::sandbox::stores::{Stores, StoresError};
 use crate::sandbox::{AccelSetting, MachineConfig, ScratchSetting, SharedDirectory, VmmSetting, random_name};
 use crate::vmm::MAX_VCPUS;
 
 /// Memory of a VM unless more is asked for, in MiB.
-const VM_MEMORY_MIB: u64 = 512;
+const VM_MEMORY_MIB: u32 = 512;
 /// What kernel, agent and page tables need besides the container's own, in MiB.
-pub const VM_OVERHEAD_MIB: u64 = 192;
+const VM_OVERHEAD_MIB: u32 = 192;
 /// Size of the scratch disk; the file is sparse, so this is a limit.
 const SCRATCH_BYTES: u64 = 32 << 30;
 /// On disk rather than in memory, unlike `/run` and often `/tmp`.
@@ -69,8 +69,8 @@ impl Plan {
         }
         let name = name(args.name.as_deref(), args.within.is_none())?;
         let mut notices = Vec::new();
-        let vcpus = vcpus(args.cpus, std::thread::available_parallelism().map_or(1, usize::from));
-        if args.cpus.is_some_and(|cpus| cpus > f64::from(vcpus)) {
+        let vcpus = vcpus(args.limits.cpus, std::thread::available_parallelism().map_or(1, usize::from));
+        if args.limits.cpus.is_some_and(|cpus| cpus > f64::from(vcpus)) {
             notices.push(format!("--cpus is more than this host has or a sandbox can have: it gets {vcpus}"));
         }
         let Order { wanted, loopback } = match &source {
@@ -160,6 +160,11 @@ fn vcpus(cpus: Option<f64>, host: usize) -> u8 {
     cpus.unwrap_or(1.0).ceil().clamp(1.0, most) as u8
 }
 
+/// MiB of a virtual machine for a container that may have so many bytes.
+pub fn with_overhead(memory: u64) -> u32 {
+    mib(memory).saturating_add(VM_OVERHEAD_MIB)
+}
+
 fn machine(
     args: &Run,
     name: &str,
@@ -167,18 +172,17 @@ fn machine(
     shares: &[SharedDirectory],
     loopback: &[Loopback],
 ) -> Result<MachineConfig, Failure> {
-    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-    let memory = match (args.machine.vm_memory, args.memory) {
+    let memory_mib = match (args.machine.vm_memory, args.limits.memory) {
         (Some(whole), _) => mib(whole),
-        (None, Some(container)) => VM_MEMORY_MIB.max(mib(container) + VM_OVERHEAD_MIB),
+        (None, Some(container)) => VM_MEMORY_MIB.max(with_overhead(container)),
         (None, None) => VM_MEMORY_MIB,
     };
     Ok(MachineConfig {
         name: name.to_owned(),
         kernel: guest_files::kernel(args.machine.kernel.as_deref())?,
         image: guest_files::image(args.machine.image_file.as_deref())?,
-        memory_mib: u32::try_from(memory).unwrap_or(u32::MAX),
-        memory_max_mib: args.machine.vm_memory_max.map(super::vmm_control::mib),
+        memory_mib,
+        memory_max_mib: args.machine.vm_memory_max.map(mib),
         vcpus_max: args.machine.vm_cpus_max,
         image_quota: args.image_quota,
         bounds: args.bound.clone(),
@@ -273,7 +277,7 @@ fn settings(
         cap_drop: args.cap_drop.clone(),
         no_new_privileges: args.security_opt.contains(&Security::NoNewPrivileges),
         seccomp: seccomp.unwrap_or_default(),
-        limits: Limits { memory: args.memory, cpus: args.cpus, pids: args.pids_limit },
+        limits: args.limits.limits(),
         no_network: args.net == Network::None,
     })
 }

@@ -7,8 +7,9 @@ use nacre_protocols::host_vmm::{Reply, Request, Status};
 
 use super::args::Update;
 use super::error::Failure;
-use super::plan::VM_OVERHEAD_MIB;
-use super::vmm_control::{mib, socket_of};
+use super::plan::with_overhead;
+use super::values::mib;
+use super::vmm_control::socket_of;
 use super::{exit, find};
 use crate::kvm::control::ask;
 use crate::sandbox::spec::{Limits, resources};
@@ -17,7 +18,7 @@ use crate::sandbox::spec::{Limits, resources};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub async fn update(args: Update) -> Result<u8, Failure> {
-    let limits = Limits { memory: args.memory, cpus: args.cpus, pids: args.pids_limit };
+    let limits = args.limits.limits();
     let changes_limits = limits != Limits::default();
     if !changes_limits && args.vm_memory.is_none() && args.vm_cpus.is_none() {
         return Err(failed("nothing is to be changed").next("see nacre update --help"));
@@ -61,9 +62,9 @@ struct Size {
 impl Size {
     /// What was asked for; and as much as the container's new limits need, where the machine may have it.
     fn new(args: &Update, status: &Status) -> Self {
-        let needed = |memory| mib(memory).saturating_add(VM_OVERHEAD_MIB as u32).min(status.memory_max_mib);
-        let grown = args.memory.map(needed).filter(|needed| *needed > status.memory_wanted_mib);
-        let cpus = args.cpus.map(|cpus| (cpus.ceil() as u8).min(status.processors_max));
+        let needed = |memory| with_overhead(memory).min(status.memory_max_mib);
+        let grown = args.limits.memory.map(needed).filter(|needed| *needed > status.memory_wanted_mib);
+        let cpus = args.limits.cpus.map(|cpus| (cpus.ceil() as u8).min(status.processors_max));
         let more = cpus.filter(|cpus| *cpus > status.processors);
         Self { memory_mib: args.vm_memory.map(mib).or(grown), processors: args.vm_cpus.or(more) }
     }

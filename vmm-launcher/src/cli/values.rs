@@ -75,6 +75,11 @@ pub fn size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Bytes as MiB, rounded up.
+pub fn mib(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX)
+}
+
 pub fn scratch(text: &str) -> Result<ScratchArg, String> {
     if text == "tmpfs" { Ok(ScratchArg::Tmpfs) } else { bytes(text).map(ScratchArg::Disk) }
 }

@@ -7,6 +7,7 @@ use nacre_protocols::host_vmm::{Reply, Request};
 use super::args::{VmmControl, VmmRequest};
 use super::error::Failure;
 use super::find::Target;
+use super::values::mib;
 use super::{exit, find};
 use crate::kvm::control::ask;
 use crate::vmm::CONTROL_NAME;
@@ -38,11 +39,6 @@ pub fn vmm_control(args: &VmmControl) -> Result<u8, Failure> {
     };
     println!("{}", shown.map_err(|error| failed(&error))?);
     Ok(0)
-}
-
-/// Rounded up.
-pub fn mib(bytes: u64) -> u32 {
-    u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX)
 }
 
 /// The path itself, or that of the sandbox of a container.
