@@ -3,7 +3,7 @@
 
 use crate::agent::Agent;
 use crate::error::RpcError;
-use crate::process::Process;
+use crate::process::{Birth, Process};
 use crate::state::KeptContainer;
 use crate::storage::GUEST_PULL;
 use crate::verified::VerifiedImage;
@@ -11,7 +11,7 @@ use crate::{devices, plan};
 use nacre_plan::{ImageDefaults, oci};
 use nacre_protocols::agent_init::{
     ExitStatus, Failure, FailureKind, HeldProcess, HeldState, PidNamespace, ProcessRef, ReplyBody,
-    RequestBody,
+    RequestBody, Streams,
 };
 use nacre_protocols::agent_puller::ImageConfig;
 use nacre_protocols::host_agent::kata::{self, CreateContainerRequest, ExecProcessRequest, Storage};
@@ -96,7 +96,8 @@ impl Containers {
     /// A process that init held while there was no agent.
     pub fn take_back(&self, held: &HeldProcess, fds: Vec<OwnedFd>) -> io::Result<()> {
         let process = Process::new(held.process.clone());
-        process.born(held.terminal, held.stdin_open, fds, held.taken)?;
+        let HeldProcess { terminal, stdin_open, taken, relayed, .. } = *held;
+        process.born(Birth { terminal, stdin_open, taken, relayed }, fds)?;
         if let HeldState::Exited(status) = held.state {
             process.exited(status);
         }
@@ -253,7 +254,7 @@ impl Agent {
             .ask_for_process(body, &Plan::Create(Box::new(plan)), given)
             .await
             .map_err(|failure| command_error(&command, failure))?;
-        born(&process, terminal, reply.body, reply.fds)
+        born(&process, terminal, streams, reply.body, reply.fds)
     }
 
     async fn pulled_image(
@@ -344,7 +345,7 @@ impl Agent {
         let process = self.containers.expect_process(name.clone())?;
         let body = RequestBody::Exec { process: name, terminal, streams };
         let made = match self.init.ask_for_process(body, &Plan::Exec(Box::new(plan)), given).await {
-            Ok(reply) => born(&process, terminal, reply.body, reply.fds),
+            Ok(reply) => born(&process, terminal, streams, reply.body, reply.fds),
             Err(failure) => Err(command_error(&command, failure)),
         };
         if made.is_err() {
@@ -500,10 +501,20 @@ fn guest_rootfs(spec: &kata::Spec) -> Result<Rootfs, RpcError> {
     }
 }
 
-fn born(process: &Process, terminal: bool, body: ReplyBody, fds: Vec<OwnedFd>) -> Result<(), RpcError> {
+fn born(
+    process: &Process,
+    terminal: bool,
+    streams: Streams,
+    body: ReplyBody,
+    fds: Vec<OwnedFd>,
+) -> Result<(), RpcError> {
+    let relayed = match streams {
+        Streams::Passed([input, output, _]) if terminal => [input, output],
+        Streams::Passed(_) | Streams::Kept => [false; 2],
+    };
     match body {
         ReplyBody::Created { .. } => process
-            .born(terminal, true, fds, [0; 2])
+            .born(Birth { terminal, stdin_open: true, taken: [0; 2], relayed }, fds)
             .map_err(|error| RpcError::internal(format!("taking the streams: {error}"))),
         _ => Err(RpcError::unfitting("the creation of a process")),
     }

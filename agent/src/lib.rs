@@ -7,7 +7,7 @@
 //! | [`server`] | ttrpc: connections, frames, limits, deadlines |
 //! | [`rpc`] | one function a method of the API |
 //! | [`plan`] | pure: OCI configurations as the wire has them, for `nacre-plan` to judge |
-//! | [`agent`], [`container`], [`process`], [`stream`], [`storage`], [`pulls`], [`store`] | what the sandbox is |
+//! | [`agent`], [`container`], [`process`], [`stream`], [`relay`], [`storage`], [`pulls`], [`store`] | what the sandbox is |
 //! | [`stats`], [`metrics`] | pure: files of the kernel's as the API has them |
 //! | [`ports`] | pure: what a pull may connect to |
 //! | [`verified`] | what the puller says, as an image that can be mounted |
@@ -31,6 +31,7 @@ pub mod plan;
 pub mod ports;
 pub mod process;
 pub mod pulls;
+pub mod relay;
 pub mod rpc;
 pub mod server;
 pub mod state;

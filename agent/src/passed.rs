@@ -59,11 +59,12 @@ impl Passed {
         ports: [u32; 3],
         terminal: bool,
     ) -> Result<(Streams, Vec<OwnedFd>), RpcError> {
+        let [_, _, stderr] = ports;
         if ports == [0; 3] {
             return Ok((Streams::Kept, Vec::new()));
         }
-        if terminal {
-            return Err(RpcError::unsupported("stdin_port, stdout_port: a terminal over connections"));
+        if terminal && stderr != 0 {
+            return Err(RpcError::invalid("stderr_port: a terminal has no stderr"));
         }
         if !self.is_open.get() {
             let message = "stdin_port, stdout_port, stderr_port: the sandbox was not booted with agent.passfd_listener_port";
@@ -74,8 +75,8 @@ impl Passed {
             let connection = tokio::time::timeout(PATIENCE, self.take(port)).await.map_err(|_| {
                 RpcError::invalid(format!("no connection from port {port} of the host to be a stream"))
             })?;
-            // A process does not expect that its streams do not wait.
-            rustix::io::ioctl_fionbio(&connection, false)
+            // A process does not expect that its streams do not wait; those of a terminal are the agent's to watch.
+            rustix::io::ioctl_fionbio(&connection, terminal)
                 .map_err(|errno| RpcError::internal(format!("a stream of the host's: {errno}")))?;
             given.push(connection);
         }
@@ -148,7 +149,8 @@ mod tests {
         let error = run(passed.streams([1, 0, 0], false)).unwrap_err();
         assert!(error.message.contains("agent.passfd_listener_port"), "{}", error.message);
         passed.is_open.set(true);
-        assert_eq!(run(passed.streams([1, 0, 0], true)).unwrap_err().code, Code::Unimplemented);
+        let error = run(passed.streams([0, 0, 1], true)).unwrap_err();
+        assert_eq!((error.code, error.message.starts_with("stderr_port")), (Code::InvalidArgument, true));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use crate::agent::Agent;
 use crate::error::RpcError;
+use crate::relay::Relay;
 use crate::server::Outbound;
 use crate::stream::{Chunk, READ_MAX, Stream};
 use nacre_protocols::agent_init::{ExitStatus, OutputStream, ProcessRef};
@@ -19,7 +20,7 @@ use tokio::sync::{Mutex, watch};
 
 /// After the process has ended, so many bytes are still read of each stream, whoever else writes to it: as many as
 /// the largest pipe holds (`/proc/sys/fs/pipe-max-size`).
-const DRAIN_MAX: u64 = 1024 * 1024;
+pub const DRAIN_MAX: u64 = 1024 * 1024;
 
 pub struct Process {
     pub name: ProcessRef,
@@ -28,8 +29,20 @@ pub struct Process {
     exit: watch::Sender<Option<ExitStatus>>,
 }
 
+/// What is known of a process beside its descriptors.
+#[derive(Debug, Clone, Copy)]
+pub struct Birth {
+    pub terminal: bool,
+    pub stdin_open: bool,
+    /// Bytes that were taken out of its output and its error stream.
+    pub taken: [u64; 2],
+    /// Of a terminal: whether its input and its output are connections of the host's.
+    pub relayed: [bool; 2],
+}
+
 struct Streams {
-    terminal: bool,
+    /// Its master.
+    terminal: Option<Rc<Stream>>,
     stdin: RefCell<Option<Rc<Stream>>>,
     /// The terminal's master, or the read end of stdout.
     stdout: Option<Rc<Stream>>,
@@ -45,28 +58,28 @@ impl Process {
     }
 
     /// Takes the streams as init gives them: the terminal's master and the pipe behind it; or stdin, unless it was closed,
-    /// stdout and stderr.
-    pub fn born(
-        &self,
-        terminal: bool,
-        stdin_open: bool,
-        fds: Vec<OwnedFd>,
-        taken: [u64; 2],
-    ) -> io::Result<()> {
-        let [output_taken, error_taken] = taken;
+    /// stdout and stderr. Those that are connections of the host's are his to read and write, and nobody else's.
+    pub fn born(&self, birth: Birth, fds: Vec<OwnedFd>) -> io::Result<()> {
+        let Birth { terminal, stdin_open, taken: [output_taken, error_taken], relayed } = birth;
         let stream = |which, fd, stage, taken| Stream::new(&self.name, which, fd, stage, taken);
         let mut fds = fds.into_iter();
         let streams = if terminal {
             let (master, stage) = (fds.next(), fds.next().zip(fds.next()));
             let master =
                 master.map(|master| stream(OutputStream::Output, master, stage, output_taken)).transpose()?;
-            Streams::new(true, master.clone(), master, None)
+            let relay = Relay::new(relayed, &mut fds)?;
+            if let (Some(relay), Some(master)) = (relay, &master) {
+                tokio::task::spawn_local(relay.run(Rc::clone(master), self.exit.subscribe()));
+                Streams::new(Some(Rc::clone(master)), None, None, None)
+            } else {
+                Streams::new(master.clone(), master.clone(), master, None)
+            }
         } else {
             let mut next = |which, taken| fds.next().map(|fd| stream(which, fd, None, taken)).transpose();
             // Only written to, so what it is called does not matter.
             let stdin = if stdin_open { next(OutputStream::Output, 0)? } else { None };
             let stdout = next(OutputStream::Output, output_taken)?;
-            Streams::new(false, stdin, stdout, next(OutputStream::Error, error_taken)?)
+            Streams::new(None, stdin, stdout, next(OutputStream::Error, error_taken)?)
         };
         // Born twice would be a fault of ours; the first streams stay.
         let _ = self.streams.set(streams);
@@ -179,7 +192,7 @@ impl Process {
     /// no end that could be closed alone.
     pub async fn close_stdin(&self) -> Result<bool, RpcError> {
         let streams = self.streams()?;
-        if streams.terminal {
+        if streams.terminal.is_some() {
             return Ok(false);
         }
         let _turn = streams.writing.lock().await;
@@ -188,9 +201,7 @@ impl Process {
 
     pub fn resize(&self, size: TerminalSize) -> Result<(), RpcError> {
         let streams = self.streams()?;
-        let (true, Some(master)) = (streams.terminal, &streams.stdout) else {
-            return Err(RpcError::new(Code::Unavailable, "no tty"));
-        };
+        let master = streams.terminal.as_ref().ok_or_else(|| RpcError::new(Code::Unavailable, "no tty"))?;
         let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
         rustix::termios::tcsetwinsize(&master.fd, size)
             .map_err(|errno| RpcError::internal(format!("setting the size of the terminal: {errno}")))
@@ -203,7 +214,7 @@ impl Process {
 
 impl Streams {
     fn new(
-        terminal: bool,
+        terminal: Option<Rc<Stream>>,
         stdin: Option<Rc<Stream>>,
         stdout: Option<Rc<Stream>>,
         stderr: Option<Rc<Stream>>,

@@ -30,7 +30,7 @@ pub struct Stream {
     /// What the process writes to: the read end of a pipe, or a terminal's master.
     pub fd: AsyncFd<OwnedFd>,
     /// Of a terminal, which cannot be looked into: the pipe that its bytes go through, read end and write end.
-    stage: Option<(OwnedFd, OwnedFd)>,
+    pub stage: Option<(OwnedFd, OwnedFd)>,
     /// Bytes that init has taken out of it.
     taken: Cell<u64>,
     /// How many of them were there when the process was known to have ended.

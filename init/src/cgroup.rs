@@ -78,9 +78,9 @@ impl Cgroup {
         }
     }
 
-    /// SIGKILL to every process in it, whatever namespaces it made.
+    /// SIGKILL to every process in it, whatever namespaces it made. One that is gone has none.
     pub fn kill(&self) -> io::Result<()> {
-        std::fs::write(self.path.join("cgroup.kill"), "1")
+        unless_gone(std::fs::write(self.path.join("cgroup.kill"), "1"))
     }
 
     /// How many processes the kernel killed in it for want of memory.
@@ -99,9 +99,10 @@ impl Cgroup {
         Ok(rustix::fs::openat(&self.directory, "memory.events", flags, Mode::empty())?)
     }
 
-    /// `EBUSY` while processes are left.
+    /// `EBUSY` while processes are left. A removal that was broken off behind this is gone through again: then there is nothing
+    /// to remove.
     pub fn remove(&self) -> io::Result<()> {
-        remove_tree(&self.path, DEPTH_MAX)
+        unless_gone(remove_tree(&self.path, DEPTH_MAX))
     }
 }
 
@@ -130,7 +131,11 @@ fn remove_tree(path: &Path, depth: usize) -> io::Result<()> {
             }
         }
     }
-    match std::fs::remove_dir(path) {
+    unless_gone(std::fs::remove_dir(path))
+}
+
+fn unless_gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }

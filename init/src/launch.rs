@@ -2,10 +2,9 @@
 
 use nacre_protocols::init_launcher::{Mode, fd};
 use nacre_sys::process::{Child, PidNamespace, Program, Spawn, spawn};
-use nacre_sys::seqpacket;
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 const LAUNCHER: &CStr = c"/usr/libexec/nacre/nacre-launcher";
 
@@ -44,14 +43,22 @@ pub struct Grant<'a> {
     pub pid_namespace: PidNamespace<'a>,
 }
 
-/// Starts it; gives the child and our end of its status socket.
-pub fn launch(grant: &Grant<'_>) -> io::Result<(Child, OwnedFd)> {
-    let (ours, theirs) = seqpacket::pair()?;
+/// The two ends of a status socket. Ours is watched before there is a launcher: one that runs is never given up, since what it
+/// does could not be taken back.
+pub struct StatusSocket {
+    pub ours: OwnedFd,
+    pub theirs: OwnedFd,
+    /// Under which ours is watched.
+    pub number: u64,
+}
+
+/// Starts it, with this end of its status socket.
+pub fn launch(grant: &Grant<'_>, status: BorrowedFd<'_>) -> io::Result<Child> {
     let mut fds: Vec<(BorrowedFd<'_>, i32)> = Vec::with_capacity(nacre_sys::process::FDS_MAX);
     for (number, stream) in (0..).zip(grant.stdio) {
         fds.push((stream, number));
     }
-    fds.push((theirs.as_fd(), fd::STATUS));
+    fds.push((status, fd::STATUS));
     fds.push((grant.plan, fd::PLAN));
     fds.extend(grant.gate.map(|gate| (gate, fd::GATE)));
     fds.extend(grant.cgroup.map(|cgroup| (cgroup, fd::CGROUP)));
@@ -60,7 +67,7 @@ pub fn launch(grant: &Grant<'_>) -> io::Result<(Child, OwnedFd)> {
     let mode = mode_word(grant.mode);
     let hex = |number: u64| CString::new(format!("{number:x}")).unwrap_or_default();
     let (ceiling, storage) = (hex(grant.ceiling), hex(grant.storage.into()));
-    let child = spawn(&Spawn {
+    spawn(&Spawn {
         program: Program::At(LAUNCHER),
         args: &[c"nacre-launcher", mode, &ceiling, &storage],
         env: &[],
@@ -69,8 +76,7 @@ pub fn launch(grant: &Grant<'_>) -> io::Result<(Child, OwnedFd)> {
         cgroup: grant.cgroup.filter(|_| grant.mode != Mode::Update),
         pid_namespace: grant.pid_namespace,
         unprivileged: None,
-    })?;
-    Ok((child, ours))
+    })
 }
 
 fn mode_word(mode: Mode) -> &'static CStr {

@@ -241,14 +241,18 @@ impl Init {
         let started = || -> std::io::Result<_> {
             let step = StorageStep::RemoveWritable { container: id.to_owned() };
             let plan = self.seal_plan(&Plan::Storage(vec![step]))?;
-            crate::launch::launch(&self.own_grant(Mode::Storage, plan.as_fd()))
+            let status = self.expect_launcher()?;
+            let grant = self.own_grant(Mode::Storage, plan.as_fd());
+            Ok((crate::launch::launch(&grant, status.theirs.as_fd())?, status))
         };
-        let followed = started().and_then(|(child, status)| {
-            self.follow(child.pid, status, Purpose::RemoveFiles { container: id.to_owned() })
-        });
-        if let Err(error) = followed {
-            let why = failure(FailureKind::System, format!("removing the container's files: {error}"));
-            self.removal_ended(id, Some(why));
+        match started() {
+            Ok((child, status)) => {
+                self.follow(child.pid, status, Purpose::RemoveFiles { container: id.to_owned() });
+            }
+            Err(error) => {
+                let why = failure(FailureKind::System, format!("removing the container's files: {error}"));
+                self.removal_ended(id, Some(why));
+            }
         }
     }
 

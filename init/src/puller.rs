@@ -160,8 +160,9 @@ impl Init {
             pid_namespace: PidNamespace::New,
             ..self.own_grant(Mode::Helper, plan.as_fd())
         };
-        let (child, status) = launch(&grant)?;
-        self.follow(child.pid, status, Purpose::Helper { name })?;
+        let status = self.expect_launcher()?;
+        let child = launch(&grant, status.theirs.as_fd())?;
+        self.follow(child.pid, status, Purpose::Helper { name });
         Ok(child.pid)
     }
 }

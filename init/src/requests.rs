@@ -2,10 +2,10 @@
 
 use crate::agent::{Phase, failure};
 use crate::cgroup::Cgroup;
-use crate::launch::{Grant, Purpose, launch};
+use crate::launch::{Grant, Purpose, StatusSocket, launch};
 use crate::ports::Listeners;
 use crate::serve::Init;
-use crate::table::{Container, EXECS_MAX, Process, Removal, State, Stdio};
+use crate::table::{Container, EXECS_MAX, Process, Relay, Removal, State, Stdio};
 use crate::{hardware, report};
 use nacre_protocols::agent_init::{
     Failure, FailureKind, PROGRAM_MAX, PidNamespace, ProcessRef, ReplyBody, Request, RequestBody, Streams,
@@ -233,8 +233,7 @@ impl Init {
         let processes = BTreeMap::from([(String::new(), process)]);
         let container = Container { cgroup, gate, processes, frozen: false, memory, removal: None };
         self.containers.insert(id.clone(), container);
-        self.follow(pid, status, Purpose::Process { container: id, exec: String::new() })
-            .map_err(system("watching the launcher"))?;
+        self.follow(pid, status, Purpose::Process { container: id, exec: String::new() });
         Ok(None)
     }
 
@@ -266,8 +265,7 @@ impl Init {
         if let Some(container) = self.containers.get_mut(&name.container) {
             container.processes.insert(name.exec.clone(), process);
         }
-        self.follow(pid, status, Purpose::Process { container: name.container, exec: name.exec })
-            .map_err(system("watching the launcher"))?;
+        self.follow(pid, status, Purpose::Process { container: name.container, exec: name.exec });
         Ok(None)
     }
 
@@ -280,14 +278,18 @@ impl Init {
         cgroup: &Cgroup,
         pid_namespace: BornIn<'_>,
         target: Option<BorrowedFd<'_>>,
-    ) -> io::Result<(Process, Option<OwnedFd>, OwnedFd)> {
+    ) -> io::Result<(Process, Option<OwnedFd>, StatusSocket)> {
         let null = || self.null.try_clone();
-        let terminal = matches!(given, Given::Terminal);
+        let terminal = matches!(given, Given::Terminal(_));
         let (streams, stdio) = match given {
-            Given::Terminal => {
+            Given::Terminal(connections) => {
                 let (stage_read, stage_write) = pipe()?;
-                let stdio = Stdio { output: Some(stage_read), error: Some(stage_write), ..Stdio::default() };
-                ([null()?, null()?, null()?], stdio)
+                let relay = match connections {
+                    Some([input, output]) => Some(Relay { stage: pipe()?, input, output }),
+                    None => None,
+                };
+                let (output, error) = (Some(stage_read), Some(stage_write));
+                ([null()?, null()?, null()?], Stdio { output, error, relay, ..Stdio::default() })
             }
             Given::Pipes => {
                 let (input_read, input_write) = pipe()?;
@@ -297,7 +299,7 @@ impl Init {
                     input: Some(input_write),
                     output: Some(output_read),
                     error: Some(error_read),
-                    taken: [0; 2],
+                    ..Stdio::default()
                 };
                 ([input_read, output_write, error_write], stdio)
             }
@@ -309,7 +311,8 @@ impl Init {
         };
         let gate = if mode == Mode::Create { Some(pipe()?) } else { None };
         let [input, output, error] = &streams;
-        let (child, status) = launch(&Grant {
+        let status = self.expect_launcher()?;
+        let grant = Grant {
             mode,
             ceiling: self.manifest.capabilities,
             storage: self.manifest.kinds(),
@@ -320,7 +323,8 @@ impl Init {
             target,
             inherited: &[],
             pid_namespace,
-        })?;
+        };
+        let child = launch(&grant, status.theirs.as_fd())?;
         let process = Process { pid: child.pid, pidfd: child.pidfd, terminal, stdio, state: State::Running };
         Ok((process, gate.map(|(_, write)| write), status))
     }
@@ -393,8 +397,9 @@ impl Init {
         let directory = container.cgroup.directory.try_clone().map_err(system("cgroup"))?;
         let grant =
             Grant { cgroup: Some(directory.as_fd()), ..self.storage_grant(Mode::Update, plan.as_fd()) };
-        let (child, status) = launch(&grant).map_err(system("starting the launcher"))?;
-        self.follow(child.pid, status, Purpose::Update { tag }).map_err(system("watching the launcher"))?;
+        let status = self.expect_launcher().map_err(system("watching the launcher"))?;
+        let child = launch(&grant, status.theirs.as_fd()).map_err(system("starting the launcher"))?;
+        self.follow(child.pid, status, Purpose::Update { tag });
         Ok(None)
     }
 
@@ -419,8 +424,9 @@ impl Init {
 
     fn start_job(&mut self, mode: Mode, plan: &OwnedFd, purpose: Purpose) -> Answer {
         let grant = self.storage_grant(mode, plan.as_fd());
-        let (child, status) = launch(&grant).map_err(system("starting the launcher"))?;
-        self.follow(child.pid, status, purpose).map_err(system("watching the launcher"))?;
+        let status = self.expect_launcher().map_err(system("watching the launcher"))?;
+        let child = launch(&grant, status.theirs.as_fd()).map_err(system("starting the launcher"))?;
+        self.follow(child.pid, status, purpose);
         Ok(None)
     }
 
@@ -457,7 +463,8 @@ impl Init {
 
 /// Standard streams of a new process.
 enum Given {
-    Terminal,
+    /// With the host's connections for its input and output, if any.
+    Terminal(Option<[Option<OwnedFd>; 2]>),
     Pipes,
     /// The host's; `None` is `/dev/null`.
     Passed([Option<OwnedFd>; 3]),
@@ -465,16 +472,18 @@ enum Given {
 
 impl Given {
     fn new(streams: Streams, passed: Vec<OwnedFd>, terminal: bool) -> Result<Self, Failure> {
+        let mut passed = passed.into_iter();
+        let mut next = |given: bool| if given { passed.next() } else { None };
         match streams {
-            Streams::Kept if terminal => Ok(Self::Terminal),
+            Streams::Kept if terminal => Ok(Self::Terminal(None)),
             Streams::Kept => Ok(Self::Pipes),
-            Streams::Passed(_) if terminal => {
-                Err(failure(FailureKind::Refused, "streams of the host's beside a terminal"))
+            Streams::Passed([_, _, true]) if terminal => {
+                Err(failure(FailureKind::Refused, "a terminal has no stderr"))
             }
-            Streams::Passed(given) => {
-                let mut passed = passed.into_iter();
-                Ok(Self::Passed(given.map(|given| if given { passed.next() } else { None })))
+            Streams::Passed([input, output, _]) if terminal => {
+                Ok(Self::Terminal(Some([next(input), next(output)])))
             }
+            Streams::Passed(given) => Ok(Self::Passed(given.map(next))),
         }
     }
 }
@@ -509,7 +518,12 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
 }
 
-/// In the order of the edge: the terminal's master and the pipe behind it; or stdin (unless closed), stdout, stderr.
+/// In the order of the edge: the terminal's master and the pipe behind it; or stdin (unless closed), stdout, stderr. Then what a relay
+/// needs.
 pub(crate) fn stdio_fds(stdio: &Stdio) -> Vec<BorrowedFd<'_>> {
-    [&stdio.input, &stdio.output, &stdio.error].into_iter().flatten().map(AsFd::as_fd).collect()
+    let own = [&stdio.input, &stdio.output, &stdio.error].into_iter().flatten();
+    let relay = stdio.relay.iter().flat_map(|Relay { stage: (read, write), input, output }| {
+        [Some(read), Some(write), input.as_ref(), output.as_ref()].into_iter().flatten()
+    });
+    own.chain(relay).map(AsFd::as_fd).collect()
 }

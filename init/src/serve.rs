@@ -5,7 +5,7 @@ use crate::boot::Timeline;
 use crate::cgroup::{Cgroup, Hierarchy, out_of_memory_kills_in};
 use crate::cmdline::{Cmdline, ScratchChoice};
 use crate::console::say;
-use crate::launch::{Grant, Launch, Purpose, launch};
+use crate::launch::{Grant, Launch, Purpose, StatusSocket, launch};
 use crate::manifest::Manifest;
 use crate::ports::Listeners;
 use crate::puller::{Puller, StoreOptions};
@@ -19,6 +19,7 @@ use nacre_protocols::init_launcher::{
 use nacre_sys::process::PidNamespace;
 use nacre_sys::{memfd, seqpacket, signals};
 use rustix::event::epoll;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
@@ -55,7 +56,7 @@ pub struct Init {
     agent_state: OwnedFd,
     agent_deaths: Deaths,
     generation: u32,
-    next_launch: u64,
+    next_launch: Cell<u64>,
     signals: OwnedFd,
     epoll: OwnedFd,
     /// What is received, one frame at a time. A mapping of its own, of which only what the longest frame so far has filled is there.
@@ -99,7 +100,7 @@ impl Init {
                 .map_err(InitError::io("making the agent's state"))?,
             agent_deaths: Deaths::default(),
             generation: 0,
-            next_launch: FIRST_LAUNCH,
+            next_launch: Cell::new(FIRST_LAUNCH),
             signals,
             epoll,
             frame: vec![0; RECEIVED_MAX],
@@ -120,7 +121,11 @@ impl Init {
         let plan =
             self.seal_plan(&Plan::Storage(vec![step])).map_err(|error| scratch_error(error.to_string()))?;
         let grant = self.own_grant(Mode::Storage, plan.as_fd());
-        let (_child, status) = launch(&grant).map_err(InitError::io("starting the launcher"))?;
+        let (status, theirs) =
+            seqpacket::pair().map_err(InitError::io("making a launcher's status socket"))?;
+        launch(&grant, theirs.as_fd()).map_err(InitError::io("starting the launcher"))?;
+        // Its end is the only one: that it died is seen.
+        drop(theirs);
         match seqpacket::receive(&status, &mut self.frame) {
             Ok(Some((length, _))) => match decode_status(&self.frame, length) {
                 Some(Status::Done(_)) => {}
@@ -258,20 +263,28 @@ impl Init {
         }
     }
 
-    /// Watches a launcher's status socket under a number of its own.
-    pub(crate) fn follow(&mut self, child_pid: u32, status: OwnedFd, purpose: Purpose) -> io::Result<()> {
-        let number = self.next_launch;
-        self.next_launch += 1;
-        watch(&self.epoll, status.as_fd(), number)?;
-        self.launches.insert(number, Launch { child_pid, status, purpose, answered: false });
-        Ok(())
+    /// Before a launcher is started: its status socket, watched under a number of its own.
+    pub(crate) fn expect_launcher(&self) -> io::Result<StatusSocket> {
+        let (ours, theirs) = seqpacket::pair()?;
+        let number = self.next_number();
+        watch(&self.epoll, ours.as_fd(), number)?;
+        Ok(StatusSocket { ours, theirs, number })
+    }
+
+    /// After it was started.
+    pub(crate) fn follow(&mut self, child_pid: u32, status: StatusSocket, purpose: Purpose) {
+        let StatusSocket { ours, number, .. } = status;
+        self.launches.insert(number, Launch { child_pid, status: ours, purpose, answered: false });
+    }
+
+    fn next_number(&self) -> u64 {
+        self.next_launch.replace(self.next_launch.get().wrapping_add(1))
     }
 
     /// Watches the kernel's kills in a container that was just made.
     pub(crate) fn watch_memory(&mut self, cgroup: &Cgroup) -> io::Result<MemoryWatch> {
         let events = cgroup.memory_events()?;
-        let number = MEMORY_EVENTS | self.next_launch;
-        self.next_launch += 1;
+        let number = MEMORY_EVENTS | self.next_number();
         // What is there already is read, so that the next is news.
         let kills = out_of_memory_kills_in(&events);
         let data = epoll::EventData::new_u64(number);

@@ -64,6 +64,16 @@ pub struct Stdio {
     pub error: Option<OwnedFd>,
     /// Bytes that were taken out of either.
     pub taken: [u64; 2],
+    /// Of a terminal whose streams are the host's connections.
+    pub relay: Option<Relay>,
+}
+
+/// What comes from the host goes through a pipe, too, so that an agent which dies between two steps loses none of it.
+pub struct Relay {
+    /// Read end and write end.
+    pub stage: (OwnedFd, OwnedFd),
+    pub input: Option<OwnedFd>,
+    pub output: Option<OwnedFd>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +108,11 @@ impl Process {
             state,
             stdin_open: self.stdio.input.is_some(),
             taken: self.stdio.taken,
+            relayed: self
+                .stdio
+                .relay
+                .as_ref()
+                .map_or([false; 2], |relay| [relay.input.is_some(), relay.output.is_some()]),
         })
     }
 

@@ -11,7 +11,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Goes up with every incompatible change; both ends come from one image, so a mismatch is a packing error.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Longest frame either way, in bytes.
 pub const FRAME_MAX: usize = 16 * 1024;
 /// Most descriptors that one frame carries.
@@ -212,9 +212,11 @@ pub enum OutputStream {
 pub enum Streams {
     /// Pipes or a terminal that init keeps.
     Kept,
-    /// Connections of the host's that become the process's own: one descriptor for each that is true, of stdin, stdout and
-    /// stderr; `/dev/null` for the others. Nobody in the guest keeps them, and there is nothing to read or write for the
-    /// agent. Not with a terminal.
+    /// Connections of the host's: one descriptor for each that is true, of stdin, stdout and stderr.
+    ///
+    /// They become the process's own, with `/dev/null` for the others: nobody in the guest keeps them, and there is nothing to
+    /// read or write for the agent. Those of a terminal, which has no stderr, init keeps, and the agent has the kernel move
+    /// what comes from one to the other.
     Passed([bool; 3]),
 }
 
@@ -300,6 +302,9 @@ pub struct HeldProcess {
     pub stdin_open: bool,
     /// Bytes that were taken out of its output and its error stream.
     pub taken: [u64; 2],
+    /// Which streams of a terminal are connections of the host's: input, output. If any, the last descriptors are both ends of a pipe
+    /// for what comes from the host, and the connections.
+    pub relayed: [bool; 2],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

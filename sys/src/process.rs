@@ -9,6 +9,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Most descriptors given to a child.
 pub const FDS_MAX: usize = 16;
+/// How often, and after which pause, the way back from another pid namespace is tried.
+const COME_BACK_TRIES: usize = 50;
+const COME_BACK_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 /// Highest number at which a child may get a descriptor.
 pub const FD_NUMBER_MAX: i32 = 63;
 /// `linux/sched.h`; the constant of the libc crate overflows its type.
@@ -64,10 +67,23 @@ pub fn spawn(spawn: &Spawn<'_>) -> io::Result<Child> {
     };
     let born = clone_and_exec(spawn);
     if let Some(own) = own {
-        // Later children belong here again. The namespace is our own, so this cannot be refused.
-        set_children_namespace(own.as_raw_fd())?;
+        come_back(&own);
     }
     born
+}
+
+/// Later children belong to the caller's own pid namespace again. It cannot be refused, but the kernel may be short of memory for a
+/// moment. A caller whose children would be born among a container's processes must not go on.
+fn come_back(own: &OwnedFd) {
+    for _ in 0..COME_BACK_TRIES {
+        match set_children_namespace(own.as_raw_fd()) {
+            Ok(()) => return,
+            Err(error) => eprintln!("back to the own pid namespace: {error}"),
+        }
+        std::thread::sleep(COME_BACK_PAUSE);
+    }
+    eprintln!("fatal: no way back to the own pid namespace");
+    std::process::abort();
 }
 
 /// Sends `signal` to the process behind `pidfd`.

@@ -62,7 +62,7 @@ pub fn guest_program(name: &str) -> PathBuf {
     target().join(STATIC_TARGET).join("guest").join(name)
 }
 
-/// A guest image in which a prober stands behind init (`src/bin/test_init.rs`); built when it is not in the cache.
+/// A guest image in which a prober stands behind init (`src/bin/test_init`); built when it is not in the cache.
 ///
 /// # Panics
 /// When it does not build.

@@ -57,7 +57,7 @@ fn parse(page: &str) -> Vec<Rights> {
     rows.skip(1).map(rights).collect()
 }
 
-/// What the prober in the guest saw of one process; see `src/bin/test_init.rs`.
+/// What the prober in the guest saw of one process; see `src/bin/test_init`.
 #[derive(Debug, Clone)]
 pub struct Found {
     pub pid: u64,

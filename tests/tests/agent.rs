@@ -1,7 +1,7 @@
 //! The agent may die at any moment: no container, no exit code and no output goes with it.
 //!
 //! The guest image of these tests has a prober behind init that kills the agent again and again, whatever it is doing;
-//! see `src/bin/test_init.rs`.
+//! see `src/bin/test_init`.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! The rights of the guest's own processes are those of ARCHITECTURE.md's table, seen from inside a running guest.
 //!
 //! The guest image of these tests has a stand-in for `/sbin/init` that leaves a prober behind and becomes the real init;
-//! see `src/bin/test_init.rs`.
+//! see `src/bin/test_init`.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

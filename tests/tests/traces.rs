@@ -1,107 +1,21 @@
 //! What the Go shim and runtime-rs ask in which order, played to a booted guest; every answer is looked at. The traces are
 //! in `tests/traces`, written from the facts that are known about both shims.
 
-use std::fs::{File, Permissions};
+mod guest;
+
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use nacre::devices::fs::{Access, Share};
-use nacre::vmm::{Accel, Scratch, Vm, VmConfig, VmEnd};
+use guest::{END, Guest};
+use nacre::vmm::{Scratch, VmEnd};
 use nacre_protocols::host_agent::nacre::UpgradeAgentRequest;
-use nacre_protocols::names::AGENT_VSOCK_PORT;
-use nacre_tests::agentctl::{Client, trace};
 use nacre_tests::{artefacts, require, tool};
 use prost::Message;
-
-/// How long a guest may take to end.
-const END: Duration = Duration::from_secs(30);
-/// Containers of the traces: each has a root of its own.
-const CONTAINERS: [&str; 2] = ["pause0", "app0"];
-
-/// A booted guest without a sandbox, and what it shares with the host.
-struct Guest {
-    vm: Vm,
-    folder: tempfile::TempDir,
-}
-
-impl Guest {
-    fn boot() -> Self {
-        Self::boot_with(|_, _| ())
-    }
-
-    fn boot_with(change: impl FnOnce(&Path, &mut VmConfig)) -> Self {
-        let artefacts = artefacts::find().expect("no guest");
-        let folder = tempfile::Builder::new().prefix("nacre-trace").tempdir().expect("no folder");
-        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).expect("no rights");
-        let mut config = VmConfig::new(artefacts.kernel, folder.path().to_owned());
-        config.image = Some(artefacts.image);
-        config.accel = Accel::Tcg;
-        config.vcpus = 2;
-        config.console_log = Some(folder.path().join("console.log"));
-        for name in CONTAINERS {
-            let host = folder.path().join("shared").join(name);
-            make_root(&host.join("rootfs"));
-            config.shares.push(Share { name: name.into(), host, access: Access::ReadWrite });
-        }
-        change(folder.path(), &mut config);
-        Self { vm: Vm::start(config).expect("no VM"), folder }
-    }
-
-    fn client(&self) -> Client {
-        Client::connect_when_booted(self.vm.vsock_path(), AGENT_VSOCK_PORT).expect("no agent")
-    }
-
-    #[track_caller]
-    fn play(&self, name: &str) {
-        let file = artefacts::workspace().join("tests/traces").join(name);
-        self.play_text(name, &std::fs::read_to_string(&file).expect("no trace"));
-    }
-
-    /// Connects to a port of the guest; gives the port that the connection has on this side, too.
-    fn dial(&self, port: u32) -> io::Result<(UnixStream, u32)> {
-        let mut stream = UnixStream::connect(self.vm.vsock_path())?;
-        stream.set_read_timeout(Some(END))?;
-        stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
-        let mut answer = Vec::new();
-        while answer.last() != Some(&b'\n') {
-            let mut byte = [0];
-            stream.read_exact(&mut byte)?;
-            answer.extend(byte);
-        }
-        let answer = String::from_utf8_lossy(&answer);
-        let own = answer.strip_prefix("OK ").and_then(|port| port.trim().parse().ok());
-        own.map(|own| (stream, own)).ok_or_else(|| io::Error::other(answer.into_owned()))
-    }
-
-    #[track_caller]
-    fn play_text(&self, name: &str, text: &str) {
-        let client = self.client();
-        if let Err(error) = trace::play(&client, text) {
-            let console = std::fs::read(self.folder.path().join("console.log")).unwrap_or_default();
-            panic!("{name}, {error}\nthe console:\n{}", String::from_utf8_lossy(&console));
-        }
-    }
-}
-
-/// A root file system of busybox.
-fn make_root(root: &Path) {
-    let busybox = tool::find("busybox").expect("no busybox");
-    for folder in ["bin", "proc", "sys", "dev", "etc", "tmp"] {
-        std::fs::create_dir_all(root.join(folder)).expect("no folder");
-    }
-    std::fs::copy(busybox, root.join("bin/busybox")).expect("no copy");
-    for name in [
-        "cat", "cut", "date", "df", "grep", "head", "hostname", "od", "sh", "stat", "test", "sleep", "stty",
-        "tail", "tr", "true", "wc",
-    ] {
-        symlink("busybox", root.join("bin").join(name)).expect("no link");
-    }
-}
 
 #[test]
 fn a_pod_of_the_go_shim_lives_and_ends() {
@@ -222,6 +136,35 @@ fn connections_of_the_host_become_the_streams_of_processes() {
         console.kind(),
         io::ErrorKind::UnexpectedEof,
         "a console without the manifest's leave: {console}"
+    );
+}
+
+#[test]
+fn connections_of_the_host_are_the_streams_of_a_terminal() {
+    require!(vm, tool "busybox");
+    let guest =
+        Guest::boot_with(|_, config| config.cmdline.push("agent.passfd_listener_port=1027".to_owned()));
+    drop(guest.client());
+    let (mut stdin, stdin_port) = guest.dial(1027).unwrap();
+    let (mut stdout, stdout_port) = guest.dial(1027).unwrap();
+    let script = "read line; stty size; echo got $line; head -c 300000 /dev/zero | tr '\\\\0' x; exit 7";
+    let create = format!(
+        r#"{{"let": "with_pts", "is": [{{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]}}, {{"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666", "mode=0620"]}}]}}
+{{"call": "CreateContainer", "with": {{"container_id": "app0", "exec_id": "app0", "stdin_port": {stdin_port}, "stdout_port": {stdout_port}, "oci": {{"root": "$root", "mounts": "$with_pts", "process": {{"terminal": true, "args": ["/bin/sh", "-c", "{script}"], "env": ["PATH=/bin"], "cwd": "/"}}}}}}, "gives": {{}}}}
+{{"call": "StartContainer", "with": {{"container_id": "app0"}}, "gives": {{}}}}
+{{"call": "TtyWinResize", "with": {{"container_id": "app0", "exec_id": "app0", "row": 31, "column": 97}}, "gives": {{}}}}"#
+    );
+    guest.play_text("a terminal", &format!("{POD}{create}"));
+    stdin.write_all(b"this\n").unwrap();
+    let mut said = Vec::new();
+    stdout.read_to_end(&mut said).unwrap();
+    let (words, rest) = said.split_at(said.len() - 300_000);
+    assert_eq!(String::from_utf8_lossy(words), "this\r\n31 97\r\ngot this\r\n");
+    assert!(rest.iter().all(|byte| *byte == b'x'), "other bytes");
+    guest.play_text(
+        "its end",
+        r#"{"call": "WaitProcess", "with": {"container_id": "app0", "exec_id": "app0"}, "gives": {"status": 7}}
+{"call": "RemoveContainer", "with": {"container_id": "app0"}, "gives": {}}"#,
     );
 }
 

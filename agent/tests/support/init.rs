@@ -11,6 +11,7 @@ use nacre_protocols::init_launcher::{PLAN_MAX, Plan, StorageStep};
 use nacre_sys::{memfd, seqpacket};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 type Picks = fn(&RequestBody) -> bool;
@@ -48,6 +49,7 @@ pub struct FakeProcess {
     outer: Vec<OwnedFd>,
     stdin_open: bool,
     taken: [u64; 2],
+    relayed: [bool; 2],
     pub stdin: Option<OwnedFd>,
     pub stdout: Option<OwnedFd>,
     pub stderr: Option<OwnedFd>,
@@ -174,6 +176,23 @@ impl FakeInit {
         which(&self.world().processes[&name]).as_ref().unwrap().try_clone().unwrap().into()
     }
 
+    /// The streams of a process with a terminal are the host's connections for every agent from the next one on; gives the
+    /// host's ends of input and output.
+    pub fn relay(&self, container: &str, exec: &str) -> [UnixStream; 2] {
+        let name = ProcessRef { container: container.into(), exec: exec.into() };
+        let mut world = self.world();
+        let fake = world.processes.get_mut(&name).unwrap();
+        fake.relayed = [true; 2];
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        fake.outer.extend([read, write]);
+        [(); 2].map(|()| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            theirs.set_nonblocking(true).unwrap();
+            fake.outer.push(theirs.into());
+            ours
+        })
+    }
+
     /// Closes all that the process had open, as its death would.
     pub fn close_streams(&self, container: &str, exec: &str) {
         let name = ProcessRef { container: container.into(), exec: exec.into() };
@@ -246,6 +265,7 @@ impl World {
                         state: fake.state,
                         stdin_open: fake.stdin_open,
                         taken: fake.taken,
+                        relayed: fake.relayed,
                     }),
                     fake.give(),
                 ),
@@ -354,6 +374,7 @@ impl FakeProcess {
             outer: vec![input, output, error],
             stdin_open: true,
             taken: [0; 2],
+            relayed: [false; 2],
             stdin: Some(stdin),
             stdout: Some(stdout),
             stderr: Some(stderr),
@@ -374,6 +395,7 @@ impl FakeProcess {
             outer: vec![master, stage_read, stage_write],
             stdin_open: true,
             taken: [0; 2],
+            relayed: [false; 2],
             stdin: Some(slave.try_clone().unwrap()),
             stdout: Some(slave),
             stderr: None,

@@ -4,7 +4,11 @@
 //! at every process. The real init executes in PID 1 as ever and knows of the prober only as one more child. Every
 //! [`PERIOD`] the prober writes what it sees to the console, one JSON object per process, between two marks.
 //!
-//! Where the image has a file [`KILLER`], the prober kills the agent instead, again and again.
+//! Where the image has a file [`KILLER`], the prober kills the agent instead, again and again. Where it has one that names a
+//! port, the prober does what a test asks there (`control.rs`).
+
+mod control;
+mod tracer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -44,6 +48,10 @@ fn main() {
 fn probe() -> ! {
     if let Some(pause) = fs::read_to_string(KILLER).ok().and_then(|text| text.trim().parse().ok()) {
         kill_agents(Duration::from_millis(pause));
+    }
+    if let Some(port) = control::port() {
+        let ended = control::serve(port);
+        say(&format!("PROBE the port: {ended:?}\n"));
     }
     for round in 0u64.. {
         thread::sleep(PERIOD);
