@@ -3,46 +3,16 @@
 mod support;
 
 use nacre_protocols::host_agent::kata::agent_service::*;
-use nacre_protocols::host_agent::kata::{self, health};
+use nacre_protocols::host_agent::kata::{self};
 use nacre_protocols::host_agent::ttrpc::{Request as Frame, request_frame};
 use std::io::Write;
 use std::time::{Duration, Instant};
-use support::client::Client;
+use support::requests::{check, create_and_start, exec as start_exec, read, wait};
 use support::{Sandbox, can_run, eventually};
 
 /// The one number for every day, the other with `--all`.
 fn count(few: usize, all: usize) -> usize {
     if std::env::var_os("NACRE_TEST_ALL").is_some() { all } else { few }
-}
-
-fn process() -> kata::Process {
-    kata::Process { args: vec!["/bin/app".into()], ..Default::default() }
-}
-
-fn create_and_start(client: &mut Client, id: &str) {
-    let request = kata::CreateContainerRequest {
-        container_id: id.into(),
-        storages: vec![kata::Storage {
-            driver: "ephemeral".into(),
-            mount_point: "/run/kata-containers/sandbox/shm".into(),
-            ..Default::default()
-        }],
-        oci: Some(kata::Spec {
-            root: Some(kata::Root {
-                path: format!("/run/kata-containers/shared/containers/{id}/rootfs"),
-                readonly: false,
-            }),
-            process: Some(process()),
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    client.call::<CreateContainer>(&request).unwrap();
-    client.call::<StartContainer>(&kata::StartContainerRequest { container_id: id.into() }).unwrap();
-}
-
-fn check(client: &mut Client) {
-    client.call::<health::Check>(&kata::CheckRequest::default()).unwrap();
 }
 
 #[test]
@@ -58,8 +28,7 @@ fn containers_that_come_and_go_leave_no_descriptor_and_no_memory() {
         let kill = kata::SignalProcessRequest { container_id: id.clone(), exec_id: String::new(), signal: 9 };
         client.call::<SignalProcess>(&kill).unwrap();
         sandbox.init.exit(&id, "", 137, false);
-        let wait = kata::WaitProcessRequest { container_id: id.clone(), exec_id: String::new() };
-        assert_eq!(client.call::<WaitProcess>(&wait).unwrap().status, 137);
+        assert_eq!(client.call::<WaitProcess>(&wait(&id, "")).unwrap().status, 137);
         client
             .call::<RemoveContainer>(&kata::RemoveContainerRequest { container_id: id, timeout: 0 })
             .unwrap();
@@ -91,18 +60,9 @@ fn many_deaths_lose_nothing_of_ten_containers() {
     for death in 0..deaths {
         let id = &ids[death % ids.len()];
         let exec = format!("e{death}");
-        let request = kata::ExecProcessRequest {
-            container_id: id.clone(),
-            exec_id: exec.clone(),
-            process: Some(process()),
-            ..Default::default()
-        };
-        client.call::<ExecProcess>(&request).unwrap();
+        start_exec(&mut client, id, &exec);
         // Work of every kind is under way when it dies.
-        client.send::<WaitProcess>(
-            &kata::WaitProcessRequest { container_id: id.clone(), exec_id: exec.clone() },
-            Duration::ZERO,
-        );
+        client.send::<WaitProcess>(&wait(id, &exec), Duration::ZERO);
         client.send::<GetOOMEvent>(&kata::GetOomEventRequest {}, Duration::ZERO);
         sandbox.init.stream(id, &exec, |process| &process.stdout).write_all(exec.as_bytes()).unwrap();
         let start = Instant::now();
@@ -112,15 +72,9 @@ fn many_deaths_lose_nothing_of_ten_containers() {
         client = sandbox.connect();
         check(&mut client);
         stalls.push(start.elapsed());
-        let read = kata::ReadStreamRequest {
-            container_id: id.clone(),
-            exec_id: exec.clone(),
-            len: 100,
-            received: Some(0),
-        };
+        let read = kata::ReadStreamRequest { received: Some(0), ..read(id, &exec, 100) };
         assert_eq!(client.call::<ReadStdout>(&read).unwrap().data, exec.as_bytes());
-        let wait = kata::WaitProcessRequest { container_id: id.clone(), exec_id: exec };
-        assert_eq!(client.call::<WaitProcess>(&wait).unwrap().status, (death % 100) as i32);
+        assert_eq!(client.call::<WaitProcess>(&wait(id, &exec)).unwrap().status, (death % 100) as i32);
     }
     stalls.sort();
     // Figures to look at: on a machine that does other things, too, they say little.

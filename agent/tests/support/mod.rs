@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod init;
+pub mod requests;
 
 use init::FakeInit;
 use nacre_protocols::agent_init::{STATE_BYTES, agent_fd};
