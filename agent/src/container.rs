@@ -53,6 +53,8 @@ enum Phase {
     Created,
     Running,
     Removing,
+    /// It was not made, and what there was of it is not all gone: it can only be removed.
+    Broken,
 }
 
 impl Containers {
@@ -179,6 +181,7 @@ impl Agent {
             None => {}
             Some(Phase::Creating(result)) if is_same => return joined(result).await,
             Some(Phase::Created) if is_same => return Ok(()),
+            Some(Phase::Broken) => self.remove_container(&id).await?,
             Some(_) => {
                 return Err(RpcError::new(Code::AlreadyExists, format!("container {id:?} exists")));
             }
@@ -304,6 +307,10 @@ impl Agent {
                 let message = format!("container {id:?} is being made or removed");
                 return Err(RpcError::new(Code::FailedPrecondition, message));
             }
+            Some(Phase::Broken) => {
+                let message = format!("container {id:?} was not made, and can only be removed");
+                return Err(RpcError::new(Code::FailedPrecondition, message));
+            }
             None => return Err(no_container(id)),
         }
         let command =
@@ -358,6 +365,7 @@ impl Agent {
     pub async fn remove_container(&self, id: &str) -> Result<(), RpcError> {
         if let Some(Phase::Creating(result)) = self.containers.phase(id)
             && joined(result).await.is_err()
+            && !self.containers.contains(id)
         {
             // Rolled back: there is nothing left to remove.
             return Ok(());
@@ -379,12 +387,12 @@ impl Agent {
         }
     }
 
-    /// Takes away what a container that was not made has left.
+    /// Takes away what a container that was not made has left, or leaves that to who removes it.
     pub async fn roll_back(&self, id: &str) {
         self.containers.set_phase(id, Phase::Removing);
         if let Err(error) = self.take_away(id).await {
             crate::say(&format!("container {id} is not rolled back: {}", error.message));
-            self.containers.remove(id);
+            self.containers.set_phase(id, Phase::Broken);
         }
     }
 

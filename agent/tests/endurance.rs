@@ -2,8 +2,8 @@
 
 mod support;
 
+use nacre_protocols::host_agent::kata;
 use nacre_protocols::host_agent::kata::agent_service::*;
-use nacre_protocols::host_agent::kata::{self};
 use nacre_protocols::host_agent::ttrpc::{Request as Frame, request_frame};
 use std::io::Write;
 use std::time::{Duration, Instant};

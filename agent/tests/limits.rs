@@ -3,8 +3,8 @@
 mod support;
 
 use nacre_agent::container::PROCESSES_MAX;
+use nacre_protocols::host_agent::kata;
 use nacre_protocols::host_agent::kata::agent_service::*;
-use nacre_protocols::host_agent::kata::{self};
 use nacre_protocols::host_agent::ttrpc::{Code, Request as Frame, request_frame};
 use nacre_protocols::names::AGENT_UID;
 use std::io::Write;

@@ -7,8 +7,8 @@ use nacre_protocols::agent_puller::{
     self as edge, Credentials, ImageConfig, LayerToPull, PullFailure, PullFailureKind, PulledImage,
     PulledLayer, Reply, Request, Verdict,
 };
+use nacre_protocols::host_agent::kata;
 use nacre_protocols::host_agent::kata::agent_service::*;
-use nacre_protocols::host_agent::kata::{self};
 use nacre_protocols::host_agent::nacre::layer_state::Stage as LayerStage;
 use nacre_protocols::host_agent::nacre::pull_state::Stage;
 use nacre_protocols::host_agent::nacre::sandbox::*;

@@ -2,9 +2,9 @@
 
 mod support;
 
-use nacre_protocols::agent_init::RequestBody;
+use nacre_protocols::agent_init::{FailureKind, RequestBody};
+use nacre_protocols::host_agent::kata;
 use nacre_protocols::host_agent::kata::agent_service::*;
-use nacre_protocols::host_agent::kata::{self};
 use nacre_protocols::host_agent::ttrpc::Code;
 use nacre_protocols::init_launcher::{Plan, StorageStep};
 use std::io::Write;
@@ -142,6 +142,46 @@ fn a_container_that_was_being_made_when_the_agent_died_is_given_up_and_can_be_ma
     eventually("it can be made again", || {
         client.call::<CreateContainer>(&create_request("c", shm())).is_ok()
     });
+}
+
+#[test]
+fn a_container_that_cannot_be_rolled_back_at_once_can_be_removed_or_made_anew() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let mut client = sandbox.connect();
+    let remove = kata::RemoveContainerRequest { container_id: "c".into(), timeout: 0 };
+    let start = kata::StartContainerRequest { container_id: "c".into() };
+    let is_left = || {
+        let (mut mounts, mut unmounts) = (0, 0);
+        for step in sandbox.init.steps() {
+            match step {
+                StorageStep::Tmpfs { .. } => mounts += 1,
+                StorageStep::Unmount { .. } => unmounts += 1,
+                _ => {}
+            }
+        }
+        mounts - unmounts
+    };
+    for is_made_anew in [false, true] {
+        let fails = |picks| sandbox.init.fail_next(picks, FailureKind::System, "no memory");
+        fails(|body| matches!(body, RequestBody::CreateContainer { .. }));
+        fails(|body| matches!(body, RequestBody::RemoveContainer { .. }));
+        let request = create_request("c", shm());
+        assert_eq!(client.refused::<CreateContainer>(&request).1, "no memory");
+        assert_eq!(is_left(), 1, "its mount");
+        assert_eq!(client.refused::<StartContainer>(&start).0, Code::FailedPrecondition);
+        if is_made_anew {
+            client.call::<CreateContainer>(&request).unwrap();
+            client.call::<StartContainer>(&start).unwrap();
+        }
+        // What the fake has is a container only where it was made.
+        let removed = client.call::<RemoveContainer>(&remove);
+        assert!(removed.is_ok(), "{removed:?}");
+        assert_eq!(is_left(), 0);
+        assert!(client.refused::<RemoveContainer>(&remove).1.contains("Invalid container id"));
+    }
 }
 
 #[test]
