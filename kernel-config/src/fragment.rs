@@ -11,6 +11,16 @@ pub struct Fragment {
     pub text: &'static str,
 }
 
+impl Fragment {
+    /// The same but for the options that `leave_out` names.
+    pub(crate) fn without(&self, leave_out: impl Fn(&str) -> bool) -> Self {
+        let stays = |line: &&str| option(line).is_none_or(|option| !leave_out(option));
+        let text: String = self.text.lines().filter(stays).flat_map(|line| [line, "\n"]).collect();
+        // As many as there are flavours in one run of a builder.
+        Self { name: self.name, text: text.leak() }
+    }
+}
+
 /// What an option shall be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Value {
@@ -127,6 +137,14 @@ fn parse_fragment(fragment: &Fragment) -> Result<Vec<Setting>, ParseError> {
         }
     }
     Ok(settings)
+}
+
+/// The option that a line is about.
+pub(crate) fn option(line: &str) -> Option<&str> {
+    match Line::parse(line) {
+        Line::Setting(option, _) => Some(option),
+        _ => None,
+    }
 }
 
 enum Line<'a> {
@@ -262,7 +280,16 @@ mod tests {
 
     #[test]
     fn the_fragments_of_the_tree_parse_and_keep_the_doors_shut() {
-        let settings = settings(crate::FRAGMENTS).unwrap();
+        let small = settings(crate::FRAGMENTS).unwrap();
+        let with_buses = settings(&crate::fragments_with_buses()).unwrap();
+        let is_off = |settings: &[Setting], option: &str| {
+            let name = format!("CONFIG_{option}");
+            let setting = settings.iter().find(|setting| setting.option == name);
+            setting.is_some_and(|setting| setting.value == Value::Off)
+        };
+        for option in ["PCI", "ACPI", "SWAP"] {
+            assert!(is_off(&small, option) && !is_off(&with_buses, option), "{option}");
+        }
         for option in [
             "MODULES",
             "KEXEC",
@@ -274,18 +301,27 @@ mod tests {
             "CRYPTO_USER_API_AEAD",
             "X86_X32_ABI",
             "IA32_EMULATION",
-            "PCI",
-            "ACPI",
             "DEVMEM",
             "DEVPORT",
             "DEBUG_FS",
             "IO_URING",
             "USERFAULTFD",
         ] {
-            let option = format!("CONFIG_{option}");
-            let setting = settings.iter().find(|setting| setting.option == option);
-            assert_eq!(setting.map(|setting| &setting.value), Some(&Value::Off), "{option}");
+            assert!(is_off(&small, option) && is_off(&with_buses, option), "{option}");
         }
+    }
+
+    #[test]
+    fn the_kernel_with_buses_differs_in_what_its_fragment_says() {
+        let small = settings(crate::FRAGMENTS).unwrap();
+        let with_buses = settings(&crate::fragments_with_buses()).unwrap();
+        let own = parse(crate::BUSES.name, crate::BUSES.text).unwrap();
+        for setting in &small {
+            let other = with_buses.iter().find(|other| other.option == setting.option).unwrap();
+            let expected = own.get(&setting.option).unwrap_or(&setting.value);
+            assert_eq!(&other.value, expected, "{}", setting.option);
+        }
+        assert!(own.keys().all(|option| with_buses.iter().any(|setting| setting.option == *option)));
     }
 
     #[test]
@@ -310,7 +346,8 @@ mod tests {
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
-        let mut used: Vec<&str> = crate::FRAGMENTS.iter().map(|fragment| fragment.name).collect();
+        let all = crate::FRAGMENTS.iter().chain([&crate::BUSES]);
+        let mut used: Vec<&str> = all.map(|fragment| fragment.name).collect();
         on_disk.sort();
         used.sort();
         assert_eq!(on_disk, used);

@@ -32,6 +32,9 @@ pub const PACKAGES: &[&str] = &[
     "xz-utils",
 ];
 
+/// Largest kernel with the buses of other VMMs' machines, in bytes.
+pub const SIZE_BUDGET_WITH_BUSES_BYTES: u64 = 16 << 20;
+
 /// The fragments, in the order in which they are applied. No two may speak about the same option.
 pub const FRAGMENTS: &[Fragment] = &[
     Fragment { name: "boot.config", text: include_str!("../fragments/boot.config") },
@@ -42,6 +45,15 @@ pub const FRAGMENTS: &[Fragment] = &[
     Fragment { name: "security.config", text: include_str!("../fragments/security.config") },
 ];
 
+/// What machines of other VMMs have besides: PCI, ACPI, SCSI, and swap.
+pub const BUSES: Fragment =
+    Fragment { name: "buses.config", text: include_str!("../fragments/buses.config") };
+
+/// Of the kernel for guests whose machine QEMU (q35) or Cloud Hypervisor makes, as shims for Kata have them do.
+pub fn fragments_with_buses() -> Vec<Fragment> {
+    changed_by(BUSES)
+}
+
 /// For figures beside those of other VMMs, which were taken with a lean kernel and an initrd: the same kernel, but for that it
 /// does not patch itself for the faults of its processor (28,000 places, a third of its boot), and knows initrds. Not for
 /// guests.
@@ -50,11 +62,16 @@ pub fn fragments_for_figures() -> Vec<Fragment> {
         name: "figures.config",
         text: "# What the others had.\nCONFIG_BLK_DEV_INITRD=y\n# CONFIG_CPU_MITIGATIONS is not set\n",
     };
-    let without = |fragment: &Fragment| {
-        let other = |line: &&str| !line.contains("MITIGATION") && !line.contains("CONFIG_BLK_DEV_INITRD");
-        let lines = fragment.text.lines().filter(other);
-        let text: String = lines.flat_map(|line| [line, "\n"]).collect();
-        Fragment { name: fragment.name, text: text.leak() }
-    };
-    FRAGMENTS.iter().map(without).chain([DIFFERENCE]).collect()
+    let mut fragments = changed_by(DIFFERENCE);
+    // They depend on that one.
+    for fragment in fragments.iter_mut().filter(|fragment| fragment.name != DIFFERENCE.name) {
+        *fragment = fragment.without(|option| option.contains("MITIGATION"));
+    }
+    fragments
+}
+
+/// The fragments without what `difference` says otherwise, and that.
+fn changed_by(difference: Fragment) -> Vec<Fragment> {
+    let told = |option: &str| difference.text.lines().any(|line| fragment::option(line) == Some(option));
+    FRAGMENTS.iter().map(|fragment| fragment.without(told)).chain([difference]).collect()
 }
