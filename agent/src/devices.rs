@@ -1,14 +1,14 @@
 //! Devices of the host that a container gets: what the document says of them is about the host's numbers, which mean nothing
 //! here. The launcher finds the guest's.
 
+use crate::disk_address;
 use crate::error::RpcError;
-use crate::storage::disk_name;
 use nacre_plan::oci;
 use nacre_protocols::host_agent::kata::Device;
-use nacre_protocols::init_launcher::Disk;
+use nacre_protocols::init_launcher::{Disk, DiskAddress};
 
 /// What [`disks`] understands.
-pub const HANDLERS: [&str; 2] = ["blk", "mmioblk"];
+pub const HANDLERS: [&str; 3] = ["blk", "mmioblk", "scsi"];
 /// Most devices of one container.
 const DEVICES_MAX: usize = 128;
 /// Permission bits of a node of which the document does not speak.
@@ -23,13 +23,8 @@ pub fn disks(devices: &[Device], document: &mut oci::Spec) -> Result<Vec<Disk>, 
 }
 
 fn disk(device: &Device, document: &mut oci::Spec) -> Result<Disk, RpcError> {
-    if !HANDLERS.contains(&device.r#type.as_str()) {
-        let name = if device.id.is_empty() { &device.container_path } else { &device.id };
-        return Err(RpcError::unsupported(format!("device {name:?} of type {:?}", device.r#type)));
-    }
     let path = device.container_path.clone();
-    let mut disk =
-        Disk { device: disk_name(&device.vm_path)?, path, write: true, mode: MODE, uid: 0, gid: 0 };
+    let mut disk = Disk { address: address(device)?, path, write: true, mode: MODE, uid: 0, gid: 0 };
     let Some(linux) = document.linux.as_mut() else { return Ok(disk) };
     let Some(at) = linux.devices.iter().position(|node| node.path == disk.path) else { return Ok(disk) };
     let node = linux.devices.remove(at);
@@ -47,6 +42,22 @@ fn disk(device: &Device, document: &mut oci::Spec) -> Result<Disk, RpcError> {
         resources.devices.retain(|rule| !is_same(rule));
     }
     Ok(disk)
+}
+
+/// The id is the address of what is on a bus; where it is none, the path in the guest is one.
+fn address(device: &Device) -> Result<DiskAddress, RpcError> {
+    match device.r#type.as_str() {
+        "blk" => disk_address::pci(&device.id).map_or_else(|| disk_address::virtio(&device.vm_path), Ok),
+        "scsi" => disk_address::scsi(&device.id).or_else(|error| match device.vm_path.is_empty() {
+            true => Err(error),
+            false => disk_address::scsi(&device.vm_path),
+        }),
+        "mmioblk" => disk_address::name(&device.vm_path),
+        kind => {
+            let name = if device.id.is_empty() { &device.container_path } else { &device.id };
+            Err(RpcError::unsupported(format!("device {name:?} of type {kind:?}")))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -94,7 +105,7 @@ mod tests {
         };
         let disks = disks(&[device("mmioblk", "/dev/vdb")], &mut document).unwrap();
         let expected = Disk {
-            device: "/dev/vdb".into(),
+            address: DiskAddress::Name("/dev/vdb".into()),
             path: "/dev/xvda".into(),
             write: false,
             mode: 0o640,
@@ -108,12 +119,34 @@ mod tests {
     }
 
     #[test]
+    fn the_address_on_a_bus_goes_before_the_name_that_the_host_guesses() {
+        let scsi = |target, lun| DiskAddress::Scsi { target, lun };
+        let name = DiskAddress::Name("/dev/vdb".into());
+        for (kind, id, vm_path, expected) in [
+            ("blk", "02/00", "/dev/vdb", disk_address::pci("02/00").unwrap()),
+            ("blk", "", "02/00", disk_address::pci("02/00").unwrap()),
+            ("blk", "drive-1", "/dev/vdb", name.clone()),
+            ("mmioblk", "02", "/dev/vdb", name),
+            ("scsi", "0:1", "/dev/sdb", scsi(0, 1)),
+            ("scsi", "", "1:2", scsi(1, 2)),
+        ] {
+            let device = Device { id: id.into(), ..device(kind, vm_path) };
+            let found = disks(&[device], &mut oci::Spec::default()).unwrap();
+            assert_eq!(found[0].address, expected, "{kind} {id}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_found_here_says_so() {
-        for (kind, vm_path, text) in
-            [("vfio-pci", "", "vfio-pci"), ("blk", "02/00", "02/00"), ("scsi", "0:0", "scsi")]
-        {
+        for (kind, vm_path, code, text) in [
+            ("vfio-pci", "", Code::Unimplemented, "vfio-pci"),
+            ("mmioblk", "02/00", Code::Unimplemented, "02/00"),
+            ("blk", "0:0", Code::InvalidArgument, "0:0"),
+            ("scsi", "02/00", Code::InvalidArgument, "02/00"),
+            ("scsi", "", Code::InvalidArgument, "SCSI address"),
+        ] {
             let error = disks(&[device(kind, vm_path)], &mut oci::Spec::default()).unwrap_err();
-            assert_eq!(error.code, Code::Unimplemented);
+            assert_eq!(error.code, code, "{kind} {vm_path}");
             assert!(error.message.contains(text), "{}", error.message);
         }
     }

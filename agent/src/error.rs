@@ -85,6 +85,7 @@ impl From<Failure> for RpcError {
             FailureKind::Refused => Code::PermissionDenied,
             FailureKind::State => Code::FailedPrecondition,
             FailureKind::DiskFull => Code::ResourceExhausted,
+            FailureKind::Unsupported => Code::Unimplemented,
             // Shims try again only when they find this text.
             FailureKind::LinkNotFound => {
                 return Self::internal(format!("Link not found: {}", failure.message));

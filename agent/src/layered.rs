@@ -8,6 +8,7 @@
 //! | `X-kata.overlay-lower` | a layer, topmost first; otherwise those with erofs |
 //! | `X-kata.mkdir.path=…` | directories in the writable one, which are made anyway |
 
+use crate::disk_address;
 use crate::error::RpcError;
 use crate::storage::{Wanted, beneath_run_dir, disk};
 use nacre_protocols::host_agent::kata::Storage;
@@ -69,7 +70,7 @@ pub fn wanted(parts: &[&Storage], id: &str) -> Result<Vec<Wanted>, RpcError> {
 fn bare(part: &Storage, at: &str) -> Result<StorageStep, RpcError> {
     let mut part = part.clone();
     part.options.retain(|option| !option.starts_with(MARK));
-    disk(&part, at.to_owned())
+    disk(&part, disk_address::virtio(&part.source)?, at.to_owned())
 }
 
 #[cfg(test)]
@@ -100,7 +101,7 @@ mod tests {
         let wanted = wanted(&[&top, &upper, &base], "c").unwrap();
         let at = |name: &str| format!("/run/kata-containers/c/layers/{name}");
         let disk = |device: &str, file_system: &str, attributes, place: &str| StorageStep::Disk {
-            device: device.into(),
+            address: disk_address::name(device).unwrap(),
             file_system: file_system.into(),
             data: vec![],
             attributes,
@@ -133,7 +134,7 @@ mod tests {
             (vec![upper(), upper(), lower()], Code::InvalidArgument, "2 writable layers"),
             (vec![upper()], Code::InvalidArgument, "0 layers"),
             (vec![upper(), lower(), part("/dev/vdd", "xfs", &[])], Code::InvalidArgument, "of 3 disks"),
-            (vec![upper(), part("02/00", "erofs", &[])], Code::Unimplemented, "02/00"),
+            (vec![upper(), part("02:00", "erofs", &[])], Code::InvalidArgument, "02:00"),
         ] {
             let error = wanted(&parts.iter().collect::<Vec<_>>(), "c").err().unwrap();
             assert_eq!(error.code, code, "{}", error.message);

@@ -21,6 +21,7 @@ pub mod agent;
 pub mod confine;
 pub mod container;
 mod devices;
+mod disk_address;
 mod error;
 pub mod init;
 mod layered;

@@ -1,6 +1,7 @@
 //! The methods of the API: which there are, what each may cost, and the functions that do the work.
 
 mod container;
+mod disks;
 mod files;
 mod guest;
 mod nacre;
@@ -85,10 +86,8 @@ fn absence(method: &str) -> Option<&'static str> {
     Some(match method {
         "SetPolicy" => "the bounds of this sandbox were set when it was booted",
         "MemAgentMemcgSet" | "MemAgentCompactSet" => "the guest has no memory agent",
-        "AddSwap" | "AddSwapPath" => "the guest's kernel has no swap",
         "MemHotplugByProbe" => "memory is not added to this guest by probing",
         "GetIPTables" | "SetIPTables" => "the guest's kernel has no packet filter",
-        "ResizeVolume" => "a volume is resized by who provides it",
         _ => return None,
     })
 }
@@ -110,6 +109,9 @@ fn agent_route(method: &str) -> Option<Route> {
         "UpdateEphemeralMounts" => to_the_end(SMALL, files::update_ephemeral_mounts),
         "RemoveStaleVirtiofsShareMounts" => to_the_end(SMALL, files::remove_stale_shares),
         "GetVolumeStats" => until_deadline(files::volume_stats),
+        "ResizeVolume" => to_the_end(SMALL, disks::grow),
+        "AddSwap" => to_the_end(SMALL, disks::add_swap),
+        "AddSwapPath" => to_the_end(SMALL, disks::add_swap_by_name),
         "GetDiagnosticData" => until_deadline(files::diagnostic_data),
         "UpdateContainer" => to_the_end(SMALL, resources::update),
         "CreateContainer" => to_the_end(LARGE, container::create),
@@ -223,7 +225,7 @@ mod tests {
     fn only_methods_of_the_api_have_a_route() {
         let all = agent_service::METHODS.iter().filter(|method| agent_route(method).is_some()).count();
         let refused = agent_service::METHODS.iter().filter(|method| absence(method).is_some()).count();
-        assert_eq!((all, refused), (33, 9));
+        assert_eq!((all, refused), (36, 6));
         assert!(agent_service::METHODS.iter().all(|it| agent_route(it).is_none() || absence(it).is_none()));
         assert!(health::METHODS.iter().all(|method| health_route(method).is_some()));
         assert!(nacre_sandbox::METHODS.iter().all(|method| nacre_route(method).is_some()));

@@ -1,29 +1,31 @@
 //! Storages: what the host wants mounted in the sandbox before a container, or for all of them.
 
 use crate::agent::Agent;
+use crate::disk_address;
 use crate::error::RpcError;
 use crate::layered;
 use nacre_protocols::agent_init::RequestBody;
 use nacre_protocols::host_agent::kata::Storage;
-use nacre_protocols::init_launcher::{MountAttributes, Overlay, Plan, StorageStep};
+use nacre_protocols::init_launcher::{DiskAddress, MountAttributes, Overlay, Plan, StorageStep};
 use nacre_protocols::names::KATA_RUN_DIR;
 
 /// Driver of an image that the guest pulls itself.
 pub const GUEST_PULL: &str = "image_guest_pull";
 /// What [`step`] understands, and [`GUEST_PULL`].
-pub const DRIVERS: [&str; 9] = [
+pub const DRIVERS: [&str; 10] = [
     "virtio-fs",
     "ephemeral",
     "local",
     "blk",
     "mmioblk",
+    "scsi",
     "overlayfs",
     "watchable-bind",
     layered::DRIVER,
     GUEST_PULL,
 ];
-/// Of Kata's, what is on a bus that this guest's kernel does not have.
-const OF_NO_BUS: [&str; 3] = ["scsi", "nvdimm", "blk-ccw"];
+/// Of Kata's, what is on a bus that no kernel of ours has.
+const OF_NO_BUS: [&str; 2] = ["nvdimm", "blk-ccw"];
 /// Most storages of one request, and longest list of options of one.
 const STORAGES_MAX: usize = 128;
 const OPTIONS_MAX: usize = 64;
@@ -199,7 +201,9 @@ fn step(storage: &Storage) -> Result<StorageStep, RpcError> {
             let (mode, group) = directory_options(&storage.options)?;
             Ok(StorageStep::Directory { path: mount_point, mode, group })
         }
-        ("blk" | "mmioblk", _) => disk(storage, mount_point),
+        ("blk", _) => disk(storage, disk_address::virtio(&storage.source)?, mount_point),
+        ("mmioblk", _) => disk(storage, disk_address::name(&storage.source)?, mount_point),
+        ("scsi", _) => disk(storage, disk_address::scsi(&storage.source)?, mount_point),
         ("overlayfs", _) => overlay(storage, mount_point),
         ("watchable-bind", _) => {
             let source = beneath_run_dir(&storage.source)?;
@@ -214,27 +218,12 @@ fn step(storage: &Storage) -> Result<StorageStep, RpcError> {
     }
 }
 
-pub fn disk(storage: &Storage, mount_point: String) -> Result<StorageStep, RpcError> {
+pub fn disk(storage: &Storage, address: DiskAddress, mount_point: String) -> Result<StorageStep, RpcError> {
     if let Some(option) = storage.driver_options.first() {
         return Err(RpcError::unsupported(format!("storage {mount_point}: driver option {option:?}")));
     }
     let (data, attributes) = mount_options(&storage.options);
-    Ok(StorageStep::Disk {
-        device: disk_name(&storage.source)?,
-        file_system: storage.fstype.clone(),
-        data,
-        attributes,
-        mount_point,
-    })
-}
-
-/// Disks have names alone here: there is no PCI.
-pub fn disk_name(source: &str) -> Result<String, RpcError> {
-    if source.starts_with("/dev/vd") {
-        Ok(source.to_owned())
-    } else {
-        Err(RpcError::unsupported(format!("disk {source:?}: this guest has no bus to find it on, which")))
-    }
+    Ok(StorageStep::Disk { address, file_system: storage.fstype.clone(), data, attributes, mount_point })
 }
 
 /// `lowerdir=A:B`, topmost first, and `upperdir=` with `workdir=`, or neither.
@@ -414,13 +403,21 @@ mod tests {
             ..storage("mmioblk", good, &["ro", "noload"])
         };
         let expected = StorageStep::Disk {
-            device: "/dev/vdb".into(),
+            address: DiskAddress::Name("/dev/vdb".into()),
             file_system: "ext4".into(),
             data: vec!["noload".into()],
             attributes: MountAttributes { read_only: true, ..Default::default() },
             mount_point: good.into(),
         };
         assert_eq!(step(&disk), Ok(expected));
+        for (driver, source, expected) in [
+            ("blk", "02", disk_address::pci("02").unwrap()),
+            ("scsi", "0:1", DiskAddress::Scsi { target: 0, lun: 1 }),
+        ] {
+            let disk = Storage { driver: driver.into(), source: source.into(), ..disk.clone() };
+            let Ok(StorageStep::Disk { address, .. }) = step(&disk) else { panic!("{driver}") };
+            assert_eq!(address, expected);
+        }
         let at = |name: &str| format!("/run/kata-containers/{name}");
         let options = [
             format!("lowerdir={}:{}", at("a"), at("b")),
@@ -447,9 +444,11 @@ mod tests {
             ("local", good, &["mode=9"], Code::InvalidArgument, "mode=9"),
             ("local", good, &["fsgid=five"], Code::InvalidArgument, "fsgid=five"),
             ("local", good, &["size=5"], Code::Unimplemented, "size=5"),
-            ("scsi", good, &[], Code::Unimplemented, "\"scsi\": this guest's kernel has no such bus"),
+            ("nvdimm", good, &[], Code::Unimplemented, "\"nvdimm\": this guest's kernel has no such bus"),
+            ("scsi", good, &[], Code::InvalidArgument, "kataShared"),
+            ("mmioblk", good, &[], Code::Unimplemented, "kataShared"),
             ("floppy", good, &[], Code::Unimplemented, "\"floppy\""),
-            ("blk", good, &[], Code::Unimplemented, "kataShared"),
+            ("blk", good, &[], Code::InvalidArgument, "kataShared"),
             ("overlayfs", good, &["lowerdir=/etc"], Code::InvalidArgument, "/etc"),
             ("overlayfs", good, &["upperdir=/run/kata-containers/u"], Code::InvalidArgument, "workdir"),
             ("overlayfs", good, &["metacopy=on"], Code::Unimplemented, "metacopy"),

@@ -6,7 +6,7 @@
 //! | `nacre.capabilities=HEX` | what a process of a container may have at most |
 //! | `nacre.storage=WORD,…` | kinds of storage that there may be, of `layers`, `shares`, `memory`, `disks`, `overlays` |
 //! | `nacre.images=sha256:HEX,…` | the only images that containers may be made of, by the digest of their manifest or of the index that names it |
-//! | `nacre.allow=WORD,…` | what there is not by default, of `console` (a debug console), `upgrade` (another agent's program) |
+//! | `nacre.allow=WORD,…` | what there is not by default, of `console` (a debug console), `upgrade` (another agent's program), `swap` (memory on disks) |
 //!
 //! What no word bounds is bounded by init's own limits. Init tells the puller the digests of the images, which lets nothing else
 //! into the store and leaves word of each that it took; and it tells the launcher, which then takes no root but the layers of one of
@@ -25,12 +25,13 @@ const IMAGES_MAX: usize = 24;
 pub struct Manifest {
     pub containers: usize,
     pub capabilities: u64,
-    /// A sum of the numbers of [`storage`]; never the scratch space, which is init's own, nor other roots ([`Manifest::kinds`]).
+    /// A sum of the numbers of [`storage`]; never the scratch space, which is init's own, nor other roots and swap ([`Manifest::kinds`]).
     pub storage: u32,
     /// `None`: any.
     pub images: Option<Vec<Sha256>>,
     pub console: bool,
     pub upgrade: bool,
+    pub swap: bool,
 }
 
 impl Default for Manifest {
@@ -38,10 +39,11 @@ impl Default for Manifest {
         Self {
             containers: CONTAINERS_MAX,
             capabilities: ALL_CAPABILITIES,
-            storage: storage::ALL & !(storage::SCRATCH | storage::OTHER_ROOTS),
+            storage: storage::ALL & !(storage::SCRATCH | storage::OTHER_ROOTS | storage::SWAP),
             images: None,
             console: false,
             upgrade: false,
+            swap: false,
         }
     }
 }
@@ -50,7 +52,8 @@ impl Manifest {
     /// What launchers are told of it.
     pub fn kinds(&self) -> u32 {
         let roots = if self.images.is_none() { storage::OTHER_ROOTS } else { 0 };
-        self.storage | roots
+        let swap = if self.swap { storage::SWAP } else { 0 };
+        self.storage | roots | swap
     }
 
     /// Takes a word that is the manifest's; false for another. The error is the word's value.
@@ -77,6 +80,7 @@ impl Manifest {
                 match what {
                     "console" => self.console = true,
                     "upgrade" => self.upgrade = true,
+                    "swap" => self.swap = true,
                     _ => return Err(value),
                 }
             }
@@ -94,8 +98,8 @@ mod tests {
     #[test]
     fn a_word_bounds_one_thing() {
         let all = Manifest::default();
-        assert_eq!(all.kinds(), storage::ALL & !storage::SCRATCH);
-        let some = Manifest { images: Some(Vec::new()), ..all };
+        assert_eq!(all.kinds(), storage::ALL & !(storage::SCRATCH | storage::SWAP));
+        let some = Manifest { images: Some(Vec::new()), swap: true, ..all };
         assert_eq!(some.kinds(), storage::ALL & !(storage::SCRATCH | storage::OTHER_ROOTS));
         let of = |change: fn(&mut Manifest)| {
             let mut manifest = Manifest::default();
@@ -122,6 +126,7 @@ mod tests {
             ("nacre.images=sha512:00", Err("sha512:00")),
             ("nacre.allow=console", of(|it| it.console = true)),
             ("nacre.allow=upgrade,console", of(|it| (it.console, it.upgrade) = (true, true))),
+            ("nacre.allow=swap", of(|it| it.swap = true)),
             ("nacre.allow=all", Err("all")),
             ("nacre.scratch=tmpfs", Ok((false, Manifest::default()))),
         ] {

@@ -316,6 +316,9 @@ fn launch_failure(error: LaunchFailure) -> Failure {
         LaunchStage::Exec => FailureKind::CommandNotExecutable,
         LaunchStage::Plan => FailureKind::Refused,
         LaunchStage::Network if is(rustix::io::Errno::NODEV) => FailureKind::LinkNotFound,
+        LaunchStage::Storage | LaunchStage::Devices if is(rustix::io::Errno::OPNOTSUPP) => {
+            FailureKind::Unsupported
+        }
         _ if is(rustix::io::Errno::NOSPC) => FailureKind::DiskFull,
         _ => FailureKind::System,
     };

@@ -6,7 +6,7 @@ use crate::rights::keep_only;
 use libc::c_long;
 use nacre_protocols::init_launcher::{LaunchStage, Mode};
 use nacre_sys::seccomp::{Instruction, load};
-use rustix::thread::CapabilitySet;
+use rustix::thread::{CapabilitySet, capabilities};
 
 /// Mounting, formatting, and files of any owner.
 const STORAGE_CAPABILITIES: CapabilitySet = CapabilitySet::SYS_ADMIN
@@ -16,6 +16,8 @@ const STORAGE_CAPABILITIES: CapabilitySet = CapabilitySet::SYS_ADMIN
     // Set-group-ID directories of groups that root is not in.
     .union(CapabilitySet::FSETID)
     .union(CapabilitySet::LEASE);
+/// Growing a file system that is mounted: init has it in a guest, root on another machine (where nothing grows) not always.
+const STORAGE_CAPABILITIES_IF_THERE: CapabilitySet = CapabilitySet::SYS_RESOURCE;
 
 /// The allocator, the end, reading the plan, reporting.
 const ALWAYS: &[c_long] = &[
@@ -55,8 +57,8 @@ const NETWORK: &[c_long] =
 /// Files of one directory.
 const UPDATE: &[c_long] = &[libc::SYS_openat2];
 
-/// Files beneath directories, file systems, loop devices, the scratch disk. Nothing that starts, traces or talks to a
-/// process, and no network.
+/// Files beneath directories, file systems, loop devices, disks and the kernel's messages about them. Nothing that starts, traces
+/// or talks to a process, and no network: its one kind of socket is netlink, and it has no capability that counts there.
 const STORAGE: &[c_long] = &[
     libc::SYS_openat,
     libc::SYS_openat2,
@@ -90,17 +92,25 @@ const STORAGE: &[c_long] = &[
     libc::SYS_open_tree,
     libc::SYS_move_mount,
     libc::SYS_umount2,
+    libc::SYS_swapon,
+    libc::SYS_socket,
+    libc::SYS_bind,
+    libc::SYS_setsockopt,
+    libc::SYS_recvfrom,
 ];
 
 pub fn confine(mode: Mode) -> Result<()> {
-    let (capabilities, calls) = match mode {
+    let (kept, calls) = match mode {
         Mode::Create | Mode::Helper | Mode::Exec => return Ok(()),
-        Mode::Storage => (STORAGE_CAPABILITIES, STORAGE),
+        Mode::Storage => {
+            let own = capabilities(None).at(LaunchStage::Rights, || "reading capabilities".to_owned())?;
+            (STORAGE_CAPABILITIES | (own.permitted & STORAGE_CAPABILITIES_IF_THERE), STORAGE)
+        }
         Mode::Network => (CapabilitySet::NET_ADMIN, NETWORK),
         // The files of a cgroup are root's own: none is needed.
         Mode::Update => (CapabilitySet::empty(), UPDATE),
     };
-    keep_only(capabilities)?;
+    keep_only(kept)?;
     load(&allow_only(calls), 0).at(LaunchStage::Rights, || "loading the launcher's own filter".to_owned())
 }
 
@@ -181,7 +191,9 @@ mod tests {
             (NETWORK, libc::SYS_execve, 0, false),
             (STORAGE, libc::SYS_openat2, 0, true),
             (STORAGE, libc::SYS_umount2, 0, true),
-            (STORAGE, libc::SYS_socket, netlink, false),
+            (STORAGE, libc::SYS_socket, netlink, true),
+            (STORAGE, libc::SYS_socket, libc::AF_INET as u32, false),
+            (STORAGE, libc::SYS_sendto, 0, false),
             (STORAGE, libc::SYS_clone, 0, false),
             (STORAGE, libc::SYS_bpf, 0, false),
             (UPDATE, libc::SYS_openat2, 0, true),

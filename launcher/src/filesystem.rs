@@ -1,6 +1,7 @@
 //! Making a mount by the file system context calls (fsopen(2), fsconfig(2), fsmount(2)): no string of options to be
 //! split wrongly, and the kernel's own words when it refuses.
 
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick, move_mount,
@@ -65,6 +66,12 @@ impl FilesystemContext {
         }
         if text.is_empty() { error } else { io::Error::new(error.kind(), Explained { error, text }) }
     }
+}
+
+/// An error of the kernel's with more words. [`errno`] finds the number all the same.
+pub fn explained(errno: Errno, text: &str) -> io::Error {
+    let error = io::Error::from(errno);
+    io::Error::new(error.kind(), Explained { error, text: text.to_owned() })
 }
 
 /// An error of the kernel with the kernel's explanation.

@@ -54,7 +54,7 @@ impl Drop for Disks {
 
 fn disk(letter: char, file_system: &str, name: &str) -> StorageStep {
     StorageStep::Disk {
-        device: format!("/dev/vd{letter}"),
+        address: DiskAddress::Name(format!("/dev/vd{letter}")),
         file_system: file_system.to_owned(),
         data: vec![],
         attributes: MountAttributes { read_only: file_system == "erofs", ..Default::default() },

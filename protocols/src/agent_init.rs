@@ -380,6 +380,8 @@ pub enum FailureKind {
     DiskFull,
     /// No interface has the hardware address that was asked for.
     LinkNotFound,
+    /// This guest's kernel or machine has no such thing.
+    Unsupported,
     /// A system call failed, or the launcher died.
     System,
 }

@@ -92,7 +92,9 @@ pub mod storage {
     /// Roots of containers that are no image which the manifest names: other layers of the store, or these in another order, and
     /// directories of the guest. Missing where the manifest names images.
     pub const OTHER_ROOTS: u32 = 128;
-    pub const ALL: u32 = 255;
+    /// Memory on a disk. Missing unless the manifest allows it.
+    pub const SWAP: u32 = 256;
+    pub const ALL: u32 = 511;
     /// What a manifest can leave out, by its word there.
     pub const WORDS: [(&str, u32); 5] = [
         ("layers", LAYERS),
@@ -392,8 +394,7 @@ pub enum DeviceKind {
 /// itself uses is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
-    /// `/dev/vdb` and so on, in the guest.
-    pub device: String,
+    pub address: DiskAddress,
     /// In the container.
     pub path: String,
     pub write: bool,
@@ -402,6 +403,33 @@ pub struct Disk {
     pub uid: u32,
     pub gid: u32,
 }
+
+/// Where a disk of the host's is in this guest. What is not there yet is waited for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskAddress {
+    /// `/dev/vdb` and so on: in the order in which they were found.
+    Name(String),
+    /// From the root bus on: each but the last is a bridge, and the last is a virtio disk.
+    Pci(Vec<PciFunction>),
+    /// On channel 0 of the SCSI controller that has such a disk.
+    Scsi { target: u8, lun: u16 },
+}
+
+/// One of the bus that the one before leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PciFunction {
+    /// Up to [`PCI_DEVICE_MAX`].
+    pub device: u8,
+    /// Up to [`PCI_FUNCTION_MAX`].
+    pub function: u8,
+}
+
+/// Numbers of a bus (PCI Local Bus 3.0, 6.1), and the longest way to a disk, itself included.
+pub const PCI_DEVICE_MAX: u8 = 31;
+pub const PCI_FUNCTION_MAX: u8 = 7;
+pub const PCI_DEPTH_MAX: usize = 8;
+/// A unit of a target (virtio 1.2, 5.6.6.1).
+pub const SCSI_LUN_MAX: u16 = 16_383;
 
 /// One line of the device cgroup; `None` is any number, and any kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -600,7 +628,7 @@ pub enum StorageStep {
     },
     /// A disk of the host's beneath [`crate::names::KATA_RUN_DIR`]; one that the guest itself uses is refused.
     Disk {
-        device: String,
+        address: DiskAddress,
         file_system: String,
         data: Vec<String>,
         attributes: MountAttributes,
@@ -638,6 +666,16 @@ pub enum StorageStep {
     /// [`Outcome::Usage`].
     Usage {
         path: String,
+    },
+    /// The ext4 of a disk, mounted at a path beneath [`crate::names::KATA_RUN_DIR`], grows to the size that the disk has now. A disk
+    /// of fewer than `bytes` is waited for a while, then an error.
+    Grow {
+        path: String,
+        bytes: u64,
+    },
+    /// Memory on a disk that was made for it (mkswap(8)).
+    Swap {
+        address: DiskAddress,
     },
     /// The first bytes of a file beneath [`crate::names::KATA_RUN_DIR`]. The plan ends with it, and with
     /// [`Outcome::Content`].

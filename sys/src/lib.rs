@@ -5,6 +5,7 @@ pub mod bpf;
 #[cfg(any(feature = "lean", test))]
 mod characters;
 pub mod exec;
+pub mod ext4;
 pub mod fork;
 #[cfg(feature = "kvm")]
 pub mod guest_memory;
@@ -29,6 +30,7 @@ pub mod seqpacket;
 pub mod signals;
 #[cfg(feature = "host")]
 pub mod spawn;
+pub mod swap;
 #[cfg(feature = "host")]
 pub mod tap;
 #[cfg(feature = "host")]

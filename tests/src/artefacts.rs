@@ -33,6 +33,18 @@ pub fn find() -> Result<Artefacts, String> {
     })
 }
 
+/// The kernel for machines of other VMMs, from NACRE_KERNEL_WITH_BUSES, else what was built last. The error says what to type.
+pub fn kernel_with_buses() -> Result<PathBuf, String> {
+    let given = std::env::var_os("NACRE_KERNEL_WITH_BUSES").map(PathBuf::from);
+    let path = given.unwrap_or_else(|| cache().join("current/vmlinux-buses"));
+    match path.is_file() {
+        true => Ok(path),
+        false => {
+            Err(format!("{} is not there; `cargo xtask kernel --flavour buses` builds it", path.display()))
+        }
+    }
+}
+
 /// Where what takes long to make is kept, as `xtask` has it.
 pub fn cache() -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);

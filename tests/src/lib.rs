@@ -16,6 +16,7 @@ pub mod network;
 pub mod proxy;
 pub mod registry;
 pub mod rights;
+pub mod root;
 pub mod terminal;
 pub mod tool;
 pub mod tree;

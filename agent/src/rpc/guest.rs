@@ -17,7 +17,7 @@ method!(online, agent_service::OnlineCPUMem, online_processors);
 method!(reseed, agent_service::ReseedRandomDev, reseed_random_numbers);
 method!(metrics, agent_service::GetMetrics, all_metrics);
 
-/// No memory can be added to this guest, so there is none to bring up.
+/// Memory that is added comes up by itself (MHP_DEFAULT_ONLINE_TYPE of the kernel).
 async fn online_processors(context: Context, request: OnlineCpuMemRequest) -> Result<Empty, RpcError> {
     if request.nb_cpus == 0 {
         return Ok(Empty {});

@@ -109,12 +109,15 @@ fn cpu(cpu: &oci::Cpu, writes: &mut Writes) -> Result<(), PlanError> {
 }
 
 fn memory(memory: &oci::Memory, place: Place, writes: &mut Writes) -> Result<(), PlanError> {
-    // A guest has no swap to limit.
-    if place == Place::Host
-        && let Some(swap) = swap(memory)?
-    {
-        let missing = if matches!(swap.as_str(), "max" | "0") { Missing::Passes } else { Missing::Fails };
-        writes.add_or("memory.swap.max", swap, missing);
+    let swap = match place {
+        Place::Host => swap(memory)?,
+        // A host that changes one limit sends the others as 0 or not at all, and they cannot be told apart.
+        Place::Sandbox => swap(memory).unwrap_or_default(),
+    };
+    if let Some(swap) = swap {
+        // A guest without swap uses none, whatever may be used.
+        let is_nothing = matches!(swap.as_str(), "max" | "0") || place == Place::Sandbox;
+        writes.add_or("memory.swap.max", swap, if is_nothing { Missing::Passes } else { Missing::Fails });
     }
     writes.limit("memory.max", memory.limit);
     writes.limit("memory.low", memory.reservation);
@@ -380,7 +383,8 @@ mod tests {
         };
         let some = |value: &str, missing| Ok(Some((value.to_owned(), missing)));
         assert_eq!(of(Some(100), Some(150), Place::Host), some("50", Missing::Fails));
-        assert_eq!(of(Some(100), Some(150), Place::Sandbox), some("100", Missing::Fails));
+        assert_eq!(of(Some(100), Some(150), Place::Sandbox), some("50", Missing::Passes));
+        assert_eq!(of(None, Some(150), Place::Sandbox), Ok(None));
         assert_eq!(of(Some(100), Some(100), Place::Host), some("0", Missing::Passes));
         assert_eq!(of(Some(-1), None, Place::Host), some("max", Missing::Passes));
         assert!(of(None, Some(150), Place::Host).is_err());

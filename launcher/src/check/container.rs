@@ -205,7 +205,7 @@ fn device(device: &DeviceNode, origin: Origin) -> Result<(), CheckError> {
 }
 
 fn disk(disk: &Disk, origin: Origin) -> Result<(), CheckError> {
-    require(super::storage::is_virtio_disk(&disk.device), "disk", &disk.device)?;
+    super::storage::disk_address(&disk.address)?;
     covered_path("device", &disk.path)?;
     require(disk.mode & !0o777 == 0, "mode of device", &disk.path)?;
     unreserved("owner of a device", disk.uid, origin)?;

@@ -2,8 +2,8 @@
 
 use super::{CheckError, Origin, TMPFS_OPTIONS, count, length, options, path_beneath, require, unreserved};
 use nacre_protocols::init_launcher::{
-    COPY_PART_MAX, Copied, FileCopy, LAYERS_MAX, LIST_MAX, Overlay, PATH_MAX, READ_MAX, StorageStep,
-    storage as kinds,
+    COPY_PART_MAX, Copied, DiskAddress, FileCopy, LAYERS_MAX, LIST_MAX, Overlay, PATH_MAX, PCI_DEPTH_MAX,
+    PCI_DEVICE_MAX, PCI_FUNCTION_MAX, READ_MAX, SCSI_LUN_MAX, StorageStep, storage as kinds,
 };
 use nacre_protocols::names::{KATA_RUN_DIR, SHARED_DIR, is_valid_id};
 
@@ -43,6 +43,8 @@ fn kind(step: &StorageStep) -> (u32, &'static str) {
         StorageStep::Tmpfs { .. } | StorageStep::ChangeTmpfs { .. } => (kinds::MEMORY, "a tmpfs"),
         StorageStep::HugePages { .. } => (kinds::MEMORY, "huge pages"),
         StorageStep::Disk { .. } => (kinds::DISKS, "a disk"),
+        StorageStep::Grow { .. } => (kinds::DISKS, "a disk that grows"),
+        StorageStep::Swap { .. } => (kinds::SWAP, "swap"),
         StorageStep::Overlay(_) => (kinds::OVERLAYS, "an overlay"),
         StorageStep::Directory { .. }
         | StorageStep::File { .. }
@@ -91,8 +93,10 @@ fn one(step: &StorageStep) -> Result<(), CheckError> {
         StorageStep::File { path, .. } => place("file", path),
         StorageStep::Unmount { mount_point } => place("mount point", mount_point),
         StorageStep::RemoveWritable { container } => require(is_valid_id(container), "container", container),
-        StorageStep::Disk { device, file_system, data, mount_point, .. } => {
-            require(is_virtio_disk(device), "disk", device)?;
+        StorageStep::Grow { path, .. } => place("volume", path),
+        StorageStep::Swap { address } => disk_address(address),
+        StorageStep::Disk { address, file_system, data, mount_point, .. } => {
+            disk_address(address)?;
             require(DISK_FILE_SYSTEMS.contains(&file_system.as_str()), "file system of a disk", file_system)?;
             options("option of a disk", data, DISK_OPTIONS)?;
             place("mount point", mount_point)
@@ -147,7 +151,23 @@ fn place(what: &'static str, value: &str) -> Result<(), CheckError> {
     path_beneath(what, value, KATA_RUN_DIR)
 }
 
+/// Numbers that there can be, from which the launcher makes names.
+pub(super) fn disk_address(address: &DiskAddress) -> Result<(), CheckError> {
+    match address {
+        DiskAddress::Name(device) => require(is_virtio_disk(device), "disk", device),
+        DiskAddress::Pci(way) => {
+            count("way to a disk over PCI", way.len(), PCI_DEPTH_MAX)?;
+            require(!way.is_empty(), "way to a disk over PCI", "of no device")?;
+            way.iter().try_for_each(|it| {
+                require(it.device <= PCI_DEVICE_MAX, "device of PCI", it.device)?;
+                require(it.function <= PCI_FUNCTION_MAX, "function of PCI", it.function)
+            })
+        }
+        DiskAddress::Scsi { lun, .. } => require(*lun <= SCSI_LUN_MAX, "unit of SCSI", lun),
+    }
+}
+
 /// A whole virtio disk but the first, which is the guest image.
-pub(super) fn is_virtio_disk(device: &str) -> bool {
+fn is_virtio_disk(device: &str) -> bool {
     matches!(device.strip_prefix("/dev/vd").map(str::as_bytes), Some([b'b'..=b'z']))
 }

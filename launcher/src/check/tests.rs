@@ -447,7 +447,7 @@ fn a_manifest_leaves_kinds_of_storage_out() {
         (
             kinds::DISKS,
             StorageStep::Disk {
-                device: "/dev/vdb".to_owned(),
+                address: DiskAddress::Name("/dev/vdb".to_owned()),
                 file_system: "ext4".to_owned(),
                 data: vec!["noload".to_owned()],
                 attributes: MountAttributes::default(),
@@ -463,6 +463,8 @@ fn a_manifest_leaves_kinds_of_storage_out() {
                 mount_point: kata("x"),
             }),
         ),
+        (kinds::DISKS, StorageStep::Grow { path: kata("x"), bytes: 1 }),
+        (kinds::SWAP, StorageStep::Swap { address: DiskAddress::Scsi { target: 0, lun: 1 } }),
         (kinds::FILES, StorageStep::Usage { path: kata("x") }),
     ];
     for (kind, step) in steps {
@@ -471,8 +473,12 @@ fn a_manifest_leaves_kinds_of_storage_out() {
         let refusal = verdict(kinds::ALL & !kind).unwrap_err().to_string();
         assert!(refusal.contains("manifest"), "{refusal}");
     }
+    let name = |path: &str| DiskAddress::Name(path.to_owned());
+    let pci = |way: &[(u8, u8)]| {
+        DiskAddress::Pci(way.iter().map(|&(device, function)| PciFunction { device, function }).collect())
+    };
     let disk = Disk {
-        device: "/dev/vdb".to_owned(),
+        address: name("/dev/vdb"),
         path: "/dev/xvda".to_owned(),
         write: true,
         mode: 0o660,
@@ -483,11 +489,19 @@ fn a_manifest_leaves_kinds_of_storage_out() {
         let plan = ContainerPlan { disks: vec![disk.clone()], ..container() };
         check(Plan::Create(Box::new(plan)), Mode::Create, CEILING, kinds)
     };
-    assert!(verdict(&disk, kinds::DISKS).is_ok());
+    let scsi = DiskAddress::Scsi { target: 255, lun: 16_383 };
+    for address in [name("/dev/vdb"), pci(&[(2, 0)]), pci(&[(31, 7); 8]), scsi] {
+        assert!(verdict(&Disk { address, ..disk.clone() }, kinds::DISKS).is_ok());
+    }
     assert!(verdict(&disk, kinds::ALL & !kinds::DISKS).is_err());
     for bad in [
-        Disk { device: "/dev/vda".to_owned(), ..disk.clone() },
-        Disk { device: "/dev/loop0".to_owned(), ..disk.clone() },
+        Disk { address: name("/dev/vda"), ..disk.clone() },
+        Disk { address: name("/dev/loop0"), ..disk.clone() },
+        Disk { address: pci(&[]), ..disk.clone() },
+        Disk { address: pci(&[(0, 0); 9]), ..disk.clone() },
+        Disk { address: pci(&[(2, 0), (32, 0)]), ..disk.clone() },
+        Disk { address: pci(&[(2, 8)]), ..disk.clone() },
+        Disk { address: DiskAddress::Scsi { target: 0, lun: 16_384 }, ..disk.clone() },
         Disk { path: "/".to_owned(), ..disk.clone() },
         Disk { mode: 0o4660, ..disk.clone() },
         Disk { uid: FETCHER_UID, ..disk.clone() },

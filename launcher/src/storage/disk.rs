@@ -6,14 +6,14 @@ use crate::error::{Context, Result};
 use crate::filesystem::{FilesystemContext, attach};
 use crate::mounts::attribute_flags;
 use crate::tree::Tree;
-use nacre_protocols::init_launcher::{MountAttributes, Overlay};
+use nacre_protocols::init_launcher::{DiskAddress, MountAttributes, Overlay};
 use nacre_protocols::names::KATA_RUN_DIR;
 use rustix::fs::OFlags;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 pub fn mount(
-    device: &str,
+    address: &DiskAddress,
     kind: &str,
     data: &[String],
     attributes: &MountAttributes,
@@ -21,17 +21,20 @@ pub fn mount(
 ) -> Result<()> {
     let attempt = || -> io::Result<()> {
         // Waits for it, and refuses one that the guest itself uses.
-        disks::number(device, attributes.read_only)?;
+        let disks::Disk { path, file, .. } = disks::find(address, attributes.read_only)?;
+        // The kernel claims it for itself.
+        drop(file);
         let place = Tree::guest(KATA_RUN_DIR)?.make_directory(beneath(mount_point))?;
         let context = FilesystemContext::open(kind)?;
-        context.set("source", device)?;
+        context.set("source", &path)?;
         if attributes.read_only {
             context.option("ro")?;
         }
         data.iter().try_for_each(|option| context.option(option))?;
         attach(context.mount(attribute_flags(attributes))?, place)
     };
-    attempt().at(STAGE, || format!("mounting the disk {device} with {kind} at {mount_point}"))
+    attempt()
+        .at(STAGE, || format!("mounting the disk {} with {kind} at {mount_point}", disks::shown(address)))
 }
 
 /// Every directory is found first, without following a link, and named by its descriptor: what a container does to the

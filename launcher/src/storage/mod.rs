@@ -7,6 +7,7 @@ mod kept;
 mod layer;
 mod remove;
 mod scratch;
+mod swap;
 mod volume;
 mod watched;
 
@@ -63,14 +64,16 @@ fn apply_one(step: &StorageStep) -> Result<()> {
         StorageStep::HugePages { mount_point, data, attributes } => {
             mount("hugetlbfs", data, attribute_flags(attributes), mount_point)
         }
-        StorageStep::Disk { device, file_system, data, attributes, mount_point } => {
-            disk::mount(device, file_system, data, attributes, mount_point)
+        StorageStep::Disk { address, file_system, data, attributes, mount_point } => {
+            disk::mount(address, file_system, data, attributes, mount_point)
         }
         StorageStep::Overlay(overlay) => disk::overlay(overlay),
         StorageStep::Watched { source, mount_point } => watched::bring_up_to_date(source, mount_point),
         StorageStep::ChangeTmpfs { mount_point, data } => volume::change_tmpfs(mount_point, data),
         StorageStep::Directory { path, mode, group } => files::make_directory(path, *mode, *group),
         StorageStep::Copy(copy) => copy::apply(copy),
+        StorageStep::Grow { path, bytes } => volume::grow(path, *bytes),
+        StorageStep::Swap { address } => swap::add(address),
         StorageStep::UnmountStale => volume::unmount_stale(),
         StorageStep::File { path, content } => files::replace(path, content),
         StorageStep::Unmount { mount_point } => files::unmount(mount_point),

@@ -1,18 +1,21 @@
 //! Volumes that are mounted: how full they are, other options for a tmpfs, and shares that the host has taken back.
 
 use super::{STAGE, beneath};
+use crate::disks;
 use crate::error::{Context, Result};
-use crate::filesystem::FilesystemContext;
+use crate::filesystem::{FilesystemContext, explained};
 use crate::tree::Tree;
 use nacre_protocols::init_launcher::{Outcome, Usage};
 use nacre_protocols::names::{KATA_RUN_DIR, SHARED_DIR};
-use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, fstatfs, fstatvfs, statx};
+use rustix::fs::{AtFlags, CWD, OFlags, StatxAttributes, StatxFlags, fstatfs, fstatvfs, statx};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use std::io;
 
 /// `TMPFS_MAGIC` of linux/magic.h.
 const TMPFS: u64 = 0x0102_1994;
+/// `EXT4_SUPER_MAGIC`.
+const EXT4: u64 = 0xef53;
 /// Most mounts that are looked at.
 const MOUNTS_MAX: usize = 4096;
 
@@ -31,6 +34,25 @@ pub fn usage(path: &str) -> Result<Outcome> {
         })
     };
     attempt().at(STAGE, || format!("looking how full {path} is"))
+}
+
+/// The disk may have just got its size: the kernel hears of it a little later than the host does.
+pub fn grow(path: &str, bytes: u64) -> Result<()> {
+    let attempt = || -> io::Result<()> {
+        let place = Tree::guest(KATA_RUN_DIR)?.open(beneath(path), OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let found = statx(&place, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE)?;
+        if !found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+            return Err(io::Error::other("nothing is mounted there"));
+        }
+        let file_system = fstatfs(&place)?;
+        if file_system.f_type.cast_unsigned() != EXT4 {
+            return Err(explained(Errno::OPNOTSUPP, ": it is no ext4, and nothing else grows"));
+        }
+        let size = disks::size_when(found.stx_dev_major, found.stx_dev_minor, bytes)?;
+        let block_bytes = file_system.f_bsize.cast_unsigned().max(1);
+        nacre_sys::ext4::resize(&place, size / block_bytes)
+    };
+    attempt().at(STAGE, || format!("growing the volume {path}"))
 }
 
 /// The kernel refuses what is no root of a mount.

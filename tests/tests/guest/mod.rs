@@ -3,7 +3,7 @@
 
 use std::fs::Permissions;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use nacre::devices::fs::{Access, Share};
 use nacre::vmm::{Accel, Vm, VmConfig};
 use nacre_protocols::names::AGENT_VSOCK_PORT;
 use nacre_tests::agentctl::{Client, trace};
-use nacre_tests::{artefacts, tool};
+use nacre_tests::{artefacts, root};
 
 /// How long a guest may take to end.
 pub const END: Duration = Duration::from_secs(30);
@@ -41,7 +41,7 @@ impl Guest {
         config.console_log = Some(folder.path().join("console.log"));
         for name in CONTAINERS {
             let host = folder.path().join("shared").join(name);
-            make_root(&host.join("rootfs"));
+            root::of_busybox(&host.join("rootfs"));
             config.shares.push(Share { name: name.into(), host, access: Access::ReadWrite });
         }
         change(folder.path(), &mut config);
@@ -85,20 +85,5 @@ impl Guest {
         if let Err(error) = trace::play(&client, text) {
             panic!("{name}, {error}\nthe console:\n{}", self.console());
         }
-    }
-}
-
-/// A root file system of busybox.
-fn make_root(root: &Path) {
-    let busybox = tool::find("busybox").expect("no busybox");
-    for folder in ["bin", "proc", "sys", "dev", "etc", "tmp"] {
-        std::fs::create_dir_all(root.join(folder)).expect("no folder");
-    }
-    std::fs::copy(busybox, root.join("bin/busybox")).expect("no copy");
-    for name in [
-        "cat", "cut", "date", "df", "grep", "head", "hostname", "od", "sh", "stat", "test", "sleep", "stty",
-        "tail", "tr", "true", "wc",
-    ] {
-        symlink("busybox", root.join("bin").join(name)).expect("no link");
     }
 }

@@ -148,7 +148,7 @@ pub struct Run {
     #[arg(long, value_name = "SIZE", value_parser = values::bytes, conflicts_with = "within")]
     pub image_quota: Option<u64>,
     /// What the sandbox may ever be asked for, whoever asks: containers=N, capabilities=HEX, storage=WORD,…,
-    /// images=sha256:HEX,…, allow=console,upgrade
+    /// images=sha256:HEX,…, allow=console,upgrade,swap
     #[arg(long, value_name = "WORD=VALUE", value_parser = values::bound, conflicts_with = "within")]
     pub bound: Vec<String>,
 
