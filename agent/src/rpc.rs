@@ -96,7 +96,7 @@ fn agent_route(method: &str) -> Option<Route> {
     Some(match method {
         "CreateSandbox" => to_the_end(LARGE, sandbox::create),
         "DestroySandbox" => to_the_end(SMALL, sandbox::destroy),
-        "GetGuestDetails" => at_once(sandbox::guest_details),
+        "GetGuestDetails" => until_deadline(sandbox::guest_details),
         "SetGuestDateTime" => to_the_end(SMALL, sandbox::set_date_time),
         "GetOOMEvent" => until_deadline(sandbox::oom_event),
         "OnlineCPUMem" => to_the_end(SMALL, guest::online),

@@ -125,6 +125,8 @@ pub enum GuestFile {
     VirtualMemory,
     Disks,
     NetworkDevices,
+    /// Of what memory is added in: bytes, in hex.
+    MemoryBlock,
 }
 
 impl GuestFile {
@@ -136,6 +138,7 @@ impl GuestFile {
             Self::VirtualMemory => "/proc/vmstat",
             Self::Disks => "/proc/diskstats",
             Self::NetworkDevices => "/proc/net/dev",
+            Self::MemoryBlock => "/sys/devices/system/memory/block_size_bytes",
         }
     }
 }

@@ -4,11 +4,11 @@ use super::{Context, Outcome, method, reply};
 use crate::error::RpcError;
 use crate::state::{Sandbox, digest};
 use crate::{devices, storage};
-use nacre_protocols::agent_init::RequestBody;
+use nacre_protocols::agent_init::{GuestFile, KernelFile, RequestBody};
 use nacre_protocols::host_agent::kata::{
     AgentDetails, CreateSandboxRequest, DestroySandboxRequest, Empty, GetOomEventRequest,
-    GuestDetailsResponse, HealthCheckResponse, OomEvent, SetGuestDateTimeRequest, VersionCheckResponse,
-    agent_service, health, health_check_response::ServingStatus,
+    GuestDetailsRequest, GuestDetailsResponse, HealthCheckResponse, OomEvent, SetGuestDateTimeRequest,
+    VersionCheckResponse, agent_service, health, health_check_response::ServingStatus,
 };
 use nacre_protocols::host_agent::ttrpc::Code;
 use nacre_protocols::init_launcher::StorageStep;
@@ -34,9 +34,13 @@ pub fn version(_: &[u8]) -> Outcome {
     })
 }
 
-/// No memory can be added to this guest, so its block size is 0.
-pub fn guest_details(_: &[u8]) -> Outcome {
-    let details = AgentDetails {
+async fn details(context: Context, request: GuestDetailsRequest) -> Result<GuestDetailsResponse, RpcError> {
+    // 0 where no memory can be added.
+    let block = match request.mem_block_size {
+        true => context.agent.init.read_if_there(KernelFile::Guest(GuestFile::MemoryBlock)).await?,
+        false => String::new(),
+    };
+    let agent_details = AgentDetails {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         init_daemon: false,
         device_handlers: devices::HANDLERS.map(str::to_owned).to_vec(),
@@ -44,13 +48,14 @@ pub fn guest_details(_: &[u8]) -> Outcome {
         supports_seccomp: true,
         extra_features: vec!["guest-pull".to_owned()],
     };
-    reply::<agent_service::GetGuestDetails>(&GuestDetailsResponse {
-        mem_block_size_bytes: 0,
-        agent_details: Some(details),
+    Ok(GuestDetailsResponse {
+        mem_block_size_bytes: u64::from_str_radix(block.trim(), 16).unwrap_or_default(),
+        agent_details: Some(agent_details),
         support_mem_hotplug_probe: false,
     })
 }
 
+method!(guest_details, agent_service::GetGuestDetails, details);
 method!(create, agent_service::CreateSandbox, create_sandbox);
 method!(set_date_time, agent_service::SetGuestDateTime, set_clock);
 method!(oom_event, agent_service::GetOOMEvent, next_oom);

@@ -36,7 +36,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A slot for a disk behind a bridge of PCI (7) and one behind a root port of PCI Express (4), both empty; a controller of
+    /// Room for one more piece of memory; a slot for a disk behind a bridge of PCI (7) and one behind a root port of PCI Express (4), both empty; a controller of
     /// SCSI (3); a disk (6), `volume` in the folder. `prepare` makes the files of disks.
     pub fn boot(kernel: &Path, containers: &[&str], prepare: impl FnOnce(&Path)) -> Self {
         let image = artefacts::find().expect("no guest").image;
@@ -65,7 +65,7 @@ impl Machine {
             ("-accel", "tcg,tb-size=128".to_owned()),
             ("-cpu", "max".to_owned()),
             ("-smp", "2".to_owned()),
-            ("-m", format!("{MEMORY_MIB}M")),
+            ("-m", format!("{MEMORY_MIB}M,slots=1,maxmem=1G")),
             ("-object", format!("memory-backend-memfd,id=ram,size={MEMORY_MIB}M,share=on")),
             ("-display", "none".to_owned()),
             ("-chardev", "stdio,id=console,signal=off,mux=off".to_owned()),
@@ -145,6 +145,14 @@ impl Machine {
         device["drive"] = name.into();
         device["id"] = format!("device-{name}").into();
         self.ask("device_add", device);
+    }
+
+    /// More memory.
+    #[track_caller]
+    pub fn plug_memory(&self, bytes: u64) {
+        let backend = json!({"qom-type": "memory-backend-memfd", "id": "more", "size": bytes, "share": true});
+        self.ask("object-add", backend);
+        self.ask("device_add", json!({"driver": "pc-dimm", "id": "dimm", "memdev": "more"}));
     }
 
     /// Calls of the agent, in the language of traces.

@@ -13,6 +13,8 @@ use nacre_tests::{artefacts, need, require, tool};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
+/// What a shim asks for first.
+const SANDBOX: &str = r#"{"call": "CreateSandbox", "with": {"sandbox_id": "box", "storages": [{"driver": "virtio-fs", "source": "kataShared", "fstype": "virtiofs", "mount_point": "/run/kata-containers/shared/containers/"}]}, "gives": {}}"#;
 
 /// The place of a volume in the guest.
 fn place(name: &str) -> String {
@@ -86,6 +88,28 @@ fn make_disks(folder: &Path) {
     }
 }
 
+/// Processors that are plugged in are not tried: Linux takes them only from a hypervisor that it knows, which QEMU's translator is
+/// not (`acpi_is_processor_usable`).
+#[test]
+fn a_machine_of_qemus_gets_more_memory() {
+    require!(vm, tool "busybox", tool "mkfs.ext4", tool "mkswap");
+    let kernel = match artefacts::kernel_with_buses() {
+        Ok(kernel) => kernel,
+        Err(reason) => return need::skip(&reason),
+    };
+    let machine = Machine::boot(&kernel, &["a", "b"], make_disks);
+    machine.play(SANDBOX);
+    let details = json!({"call": "GetGuestDetails", "with": {"mem_block_size": true}, "gives": {"mem_block_size_bytes": 128 * MIB}});
+    machine.play(&details.to_string());
+    let look = "test $(grep MemTotal /proc/meminfo | tr -dc 0-9) -gt 300000; echo $?";
+    machine.play(&life(&container("a", look, &[], json!({})), "1\n", 0));
+    machine.plug_memory(128 * MIB);
+    machine.play(&json!({"call": "OnlineCPUMem", "with": {"wait": true}, "gives": {}}).to_string());
+    // It comes up by itself, as soon as firmware has told of it.
+    let wait = format!("until {}; do sleep 1; done; echo more", look.split(';').next().unwrap_or_default());
+    machine.play(&life(&container("b", &wait, &[], json!({})), "more\n", 0));
+}
+
 #[test]
 fn disks_of_a_machine_of_qemus_are_found_on_their_buses() {
     require!(vm, tool "busybox", tool "mkfs.ext4", tool "mkswap");
@@ -94,9 +118,7 @@ fn disks_of_a_machine_of_qemus_are_found_on_their_buses() {
         Err(reason) => return need::skip(&reason),
     };
     let machine = Machine::boot(&kernel, &["a", "b"], make_disks);
-    machine.play(
-        r#"{"call": "CreateSandbox", "with": {"sandbox_id": "box", "storages": [{"driver": "virtio-fs", "source": "kataShared", "fstype": "virtiofs", "mount_point": "/run/kata-containers/shared/containers/"}]}, "gives": {}}"#,
-    );
+    machine.play(SANDBOX);
 
     // One that was there when the machine started, one of SCSI that has just been plugged in, and one that is plugged in while
     // the container waits for it.
