@@ -223,13 +223,14 @@ const WAYS: [(&str, &str); 4] = [
     ("vsock and agent, to standard output", "dd if=/dev/zero bs=64k count=$((MIB * 16))"),
     (
         "network, to the host",
-        "{ touch /data/ready; dd if=/dev/zero bs=64k count=$((MIB * 16)) | nc -l -p 80; }",
+        "nc -l -p 80 -e dd if=/dev/zero bs=64k count=$((MIB * 16)) & \
+         until cat /proc/net/tcp* | grep -q ':0050 .* 0A '; do :; done; touch /data/ready; wait",
     ),
 ];
 const PORT: u16 = 8080;
 
-/// How long one run may take.
-const THROUGHPUT_MAX: Duration = Duration::from_secs(120);
+/// How long one run may take, in seconds.
+const RUN_MAX: &str = "120";
 
 /// In the lab: how much goes through the devices of a sandbox.
 fn throughput(vmm: &str, work: &Path, layout: &Path) -> anyhow::Result<Value> {
@@ -238,7 +239,7 @@ fn throughput(vmm: &str, work: &Path, layout: &Path) -> anyhow::Result<Value> {
     let _ = fs::remove_file(share.join("ready"));
     fs::write(share.join("large"), vec![7; (MIB << 20) as usize]).context("cannot write a file")?;
     let measured =
-        WAYS.map(|(_, command)| format!("a=$(now); {command} 2> /dev/null; echo $(($(now) - a)) >&2"));
+        WAYS.map(|(_, command)| format!("a=$(now); {{ {command}; }} 2> /dev/null; echo $(($(now) - a)) >&2"));
     let script =
         format!("MIB={MIB}; now() {{ cut -d' ' -f1 /proc/uptime | tr -d .; }}; {}", measured.join("; "));
     let mut command = run_command(work);
@@ -248,17 +249,13 @@ fn throughput(vmm: &str, work: &Path, layout: &Path) -> anyhow::Result<Value> {
     let mut nacre = Guard(command.spawn().context("cannot run nacre")?);
     let mut stdout = nacre.0.stdout.take().context("no standard output")?;
     let output = std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
-    let begun = Instant::now();
     let mut goes_on = || {
         std::thread::sleep(Duration::from_millis(10));
-        if begun.elapsed() > THROUGHPUT_MAX {
-            let _ = nacre.0.kill();
-        }
         nacre.0.try_wait().context("cannot wait for nacre").map(|ended| ended.is_none())
     };
     while !share.join("ready").exists() && goes_on()? {}
     let mut received = 0;
-    // It may not listen yet: a connection that it refuses ends at once.
+    // One that is not taken after all ends at once.
     while received == 0 && goes_on()? {
         if let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)) {
             received = std::io::copy(&mut stream, &mut std::io::sink()).unwrap_or(0);
@@ -320,7 +317,8 @@ fn inside(runs: usize, is_throughput: bool, from: &Path) -> anyhow::Result<()> {
 
 /// `nacre run` with the kernel and the image that are here.
 fn run_command(work: &Path) -> Command {
-    let mut command = Command::new(work.join(NACRE));
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=5", RUN_MAX]).arg(work.join(NACRE));
     command.args(["run", "--quiet", "--kernel"]).arg(work.join(KERNEL));
     command.arg("--image").arg(work.join(GUEST_IMAGE)).stdin(Stdio::null());
     command.env("HOME", work.join(HOME)).env("XDG_RUNTIME_DIR", work.join(HOME));
