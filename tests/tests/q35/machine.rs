@@ -36,9 +36,14 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Room for one more piece of memory; a slot for a disk behind a bridge of PCI (7) and one behind a root port of PCI Express (4), both empty; a controller of
-    /// SCSI (3); a disk (6), `volume` in the folder. `prepare` makes the files of disks.
+    /// As most have it: firmware tells of what is plugged in.
     pub fn boot(kernel: &Path, containers: &[&str], prepare: impl FnOnce(&Path)) -> Self {
+        Self::boot_with(&[], kernel, containers, prepare)
+    }
+
+    /// Room for one more piece of memory; a slot for a disk behind a bridge of PCI (7) and one behind a root port of PCI Express
+    /// (4), both empty; a controller of SCSI (3); a disk (6), `volume` in the folder. `prepare` makes the files of disks.
+    pub fn boot_with(more: &[&str], kernel: &Path, containers: &[&str], prepare: impl FnOnce(&Path)) -> Self {
         let image = artefacts::find().expect("no guest").image;
         let folder = tempfile::Builder::new().prefix("nacre-q35").tempdir().expect("no folder");
         prepare(folder.path());
@@ -102,7 +107,11 @@ impl Machine {
         ] {
             command.arg(option).arg(value);
         }
-        command.args(["-no-reboot", "-nodefaults", "-no-user-config"]).env_clear().stdin(Stdio::null());
+        command
+            .args(more)
+            .args(["-no-reboot", "-nodefaults", "-no-user-config"])
+            .env_clear()
+            .stdin(Stdio::null());
         let (output, to_output) = io::pipe().expect("no pipe");
         let errors = File::create(folder.path().join("errors")).expect("no file");
         command.stdout(to_output).stderr(errors);

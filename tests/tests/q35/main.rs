@@ -111,6 +111,26 @@ fn a_machine_of_qemus_gets_more_memory() {
 }
 
 #[test]
+fn a_root_port_tells_of_a_disk_where_firmware_does_not() {
+    require!(vm, tool "busybox", tool "mkfs.ext4", tool "mkswap");
+    let kernel = match artefacts::kernel_with_buses() {
+        Ok(kernel) => kernel,
+        Err(reason) => return need::skip(&reason),
+    };
+    let native = ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"];
+    let machine = Machine::boot_with(&native, &kernel, &["a"], make_disks);
+    machine.play(SANDBOX);
+    machine.plug("late", json!({"driver": "virtio-blk-pci", "bus": "express"}));
+    let with = container(
+        "a",
+        "echo here > /late/file; cat /late/file",
+        &[storage("blk", "04/00", "late")],
+        json!({}),
+    );
+    machine.play(&life(&with, "here\n", 0));
+}
+
+#[test]
 fn disks_of_a_machine_of_qemus_are_found_on_their_buses() {
     require!(vm, tool "busybox", tool "mkfs.ext4", tool "mkswap");
     let kernel = match artefacts::kernel_with_buses() {
