@@ -215,12 +215,9 @@ fn what_makes_no_sense_in_this_guest_says_why() {
         ("SetPolicy", "bounds"),
         ("MemAgentMemcgSet", "memory agent"),
         ("MemAgentCompactSet", "memory agent"),
-        ("AddSwap", "swap"),
-        ("AddSwapPath", "swap"),
         ("MemHotplugByProbe", "probing"),
         ("GetIPTables", "packet filter"),
         ("SetIPTables", "packet filter"),
-        ("ResizeVolume", "volume"),
     ] {
         let stream = client.send_raw("grpc.AgentService", method, vec![], Duration::ZERO);
         let status = client.receive_raw(stream).into_result().unwrap_err();

@@ -77,9 +77,15 @@ impl Guard {
     pub fn kill_all(&self) {
         let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
         let until = Instant::now() + GRACE;
-        while !self.processes().is_empty() && Instant::now() < until {
+        while self.is_populated() && Instant::now() < until {
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// A process that is ending is listed no more while it still has its files open; this tells when it has not.
+    fn is_populated(&self) -> bool {
+        let events = fs::read_to_string(self.cgroup.join("cgroup.events")).unwrap_or_default();
+        events.lines().any(|line| line == "populated 1")
     }
 
     /// Fails when a process, socket, file, mount or network interface of the test is still there.
