@@ -241,7 +241,11 @@ fn containers_that_come_and_go_leave_nothing_in_the_guest() {
         |few: usize, all: usize| if std::env::var_os("NACRE_TEST_ALL").is_some() { all } else { few };
     let run = |probed: &Probed, count: usize| {
         for number in 0..count {
-            assert_eq!(probed.short_round(), Ok(()), "round {number}");
+            if let Err(error) = probed.short_round() {
+                let (end, console) =
+                    (probed.guest.vm.wait_for(Duration::from_secs(5)), probed.guest.console());
+                panic!("round {number}: {error}; the guest: {end:?}\n{console}");
+            }
         }
     };
     run(&probed, rounds(20, 200));
